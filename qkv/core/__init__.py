@@ -1,0 +1,51 @@
+"""What every model is made of. Imports torch only; knows no architecture."""
+
+from .attention import Attention
+from .blocks import Block, Parallel, Residual, Stack
+from .cache import Cache
+from .context import Context, tokens
+from .kernels import KERNELS, Softmax
+from .layers import FEED_FORWARDS, NORMS, Embedding, FeedForward, GatedFeedForward, LayerNorm, RMSNorm
+from .masks import PATTERNS, Causal, Documents, Full, Pattern, Prefix, See, Sliding, Tokens, read_pattern
+from .positions import POSITIONS, ALiBi, Learned, NoPosition, Position, RoPE, Sinusoid, T5Bias
+from .slots import build, nearest
+
+__all__ = [
+    "FEED_FORWARDS",
+    "KERNELS",
+    "NORMS",
+    "PATTERNS",
+    "POSITIONS",
+    "ALiBi",
+    "Attention",
+    "Block",
+    "Cache",
+    "Causal",
+    "Context",
+    "Documents",
+    "Embedding",
+    "FeedForward",
+    "Full",
+    "GatedFeedForward",
+    "LayerNorm",
+    "Learned",
+    "NoPosition",
+    "Parallel",
+    "Pattern",
+    "Position",
+    "Prefix",
+    "RMSNorm",
+    "Residual",
+    "RoPE",
+    "See",
+    "Sinusoid",
+    "Sliding",
+    "Softmax",
+    "Stack",
+    "T5Bias",
+    "Tokens",
+    "build",
+    "nearest",
+    "read_pattern",
+    "tokens",
+]  # fmt: skip

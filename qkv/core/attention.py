@@ -1,0 +1,66 @@
+"""Attention: project, split into heads, rotate, cache, kernel, join. It knows no architecture and no kernel.
+
+Dims: B batch, T queries, S keys, H heads, G key-value heads, C channels of a head, D model.
+"""
+
+from torch import nn
+
+from .kernels import Softmax
+from .masks import Full
+from .positions import NoPosition, Position
+
+
+class Attention(nn.Module):
+    """Multi-head attention (Vaswani et al., 2017, section 3.2.2): kv_heads = heads; multi-query (Shazeer, 2019): 1; grouped
+    (Ainslie et al., 2023): between.
+
+    dim: width of x and of the output. head_dim: dim / heads by default. cross: keys and values come from the context's memory of
+    width memory_dim. biases: which of "qkvo" have one. qk_norm: channels -> norm of q and k.
+    Raises ValueError for heads that do not divide, and for a pattern or position that the kernel cannot follow.
+    """
+
+    def __init__(self, dim, heads, *, kv_heads=None, head_dim=None, pattern=Full(), position=None, kernel=None, cross=False,
+                 biases="qkvo", qk_norm=None, memory_dim=None):  # fmt: skip
+        super().__init__()
+        H, G = heads, kv_heads or heads
+        if H < 1 or G < 1 or H % G:
+            raise ValueError(f"kv_heads={G} must divide heads={H}")
+        if head_dim is None and dim % H:
+            raise ValueError(f"heads={H} must divide dim={dim}, or head_dim must be given")
+        C, source = head_dim or dim // H, memory_dim or dim
+        self.heads, self.kv_heads, self.head_dim, self.pattern, self.cross = H, G, C, pattern, cross
+        self.q = nn.Linear(dim, H * C, "q" in biases)
+        self.k = nn.Linear(source, G * C, "k" in biases)
+        self.v = nn.Linear(source, G * C, "v" in biases)
+        self.o = nn.Linear(H * C, dim, "o" in biases)
+        self.q_norm, self.k_norm = (qk_norm(C), qk_norm(C)) if qk_norm else (nn.Identity(), nn.Identity())
+        self.position, self.kernel = position or NoPosition(), kernel or Softmax()
+        name, scheme = type(self.kernel).__name__, type(self.position)
+        for part in pattern.parts():
+            if not isinstance(part, self.kernel.patterns):
+                can = ", ".join(p.__name__ for p in self.kernel.patterns)
+                raise ValueError(f"kernel {name} cannot follow the pattern {pattern}; it follows {can}")
+        if scheme.scores and not self.kernel.takes_scores:
+            raise ValueError(f"kernel {name} forms no scores for position {scheme.__name__} to add to; use kernel=softmax")
+        if cross and scheme.rotate is not Position.rotate:
+            raise ValueError(f"cross-attention has no common positions for {scheme.__name__} to rotate by; use position=None")
+
+    def split(self, x_BTE):
+        """(B, T, heads * C) -> (B, heads, T, C)"""
+        return x_BTE.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def forward(self, x_BTD, ctx):
+        q = self.q_norm(self.split(self.q(x_BTD)))
+        if self.cross:
+            make = lambda: (self.k_norm(self.split(self.k(ctx.memory))), self.split(self.v(ctx.memory)))
+            k, v = ctx.cache.once(self, make) if ctx.cache is not None else make()
+            bias = None
+        else:
+            q = self.position.rotate(q, ctx.queries)
+            k = self.position.rotate(self.k_norm(self.split(self.k(x_BTD))), ctx.queries)
+            v = self.split(self.v(x_BTD))
+            if ctx.cache is not None:
+                k, v = ctx.cache.extend(self, k, v)
+            bias = ctx.bias
+        out = self.kernel(q, k, v, ctx.see(self.pattern, self.cross), self.position, bias)
+        return self.o(out.transpose(1, 2).flatten(2))

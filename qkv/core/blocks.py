@@ -1,0 +1,70 @@
+"""Residual, Parallel, Block, Stack: how sublayers `f(x, ctx) -> x` are put together."""
+
+from torch import nn
+
+from .positions import Position
+
+
+class Residual(nn.Module):
+    """post(x + scale * gate(dropout(out(f(pre(x)))))). A norm as `pre` is pre-norm (GPT-2), as `post` post-norm (2017), as `out`
+    the order of OLMo 2; `gate` is Flamingo's tanh gate, `scale` 0.5 a Conformer's half step."""
+
+    def __init__(self, f, pre=None, post=None, out=None, scale=1.0, gate=None, dropout=0.0):
+        super().__init__()
+        self.pre, self.f = pre or nn.Identity(), f
+        self.out, self.gate, self.drop = out or nn.Identity(), gate or nn.Identity(), nn.Dropout(dropout)
+        self.post, self.scale = post or nn.Identity(), scale
+
+    def forward(self, x_BTD, ctx):
+        y = self.gate(self.drop(self.out(self.f(self.pre(x_BTD), ctx))))
+        return self.post(x_BTD + (y if self.scale == 1.0 else self.scale * y))
+
+
+class Parallel(nn.Module):
+    """The sum of named sublayers of one input (GPT-J, PaLM)."""
+
+    def __init__(self, **sublayers):
+        super().__init__()
+        if not sublayers:
+            raise ValueError("Parallel needs at least one sublayer")
+        for name, f in sublayers.items():
+            self.add_module(name, f)
+
+    def forward(self, x_BTD, ctx):
+        return sum(f(x_BTD, ctx) for f in self.children())
+
+
+class Block(nn.Module):
+    """Named branches, applied in order."""
+
+    def __init__(self, **branches):
+        super().__init__()
+        if not branches:
+            raise ValueError("a Block needs at least one branch")
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x_BTD, ctx):
+        for branch in self.children():
+            x_BTD = branch(x_BTD, ctx)
+        return x_BTD
+
+
+class Stack(nn.Module):
+    """Blocks in order, then a norm. position: a scheme whose site is "stack": its bias is computed once and shared by all."""
+
+    def __init__(self, blocks, norm=None, position=None):
+        super().__init__()
+        if position is not None and type(position).bias is Position.bias:
+            raise ValueError(f"position {type(position).__name__} has no scores for a stack to share")
+        self.blocks, self.norm, self.shared = nn.ModuleList(blocks), norm or nn.Identity(), position
+
+    def run(self, x_BTD, ctx):
+        """(B, T, D) -> (B, T, D)"""
+        if self.shared is not None:
+            ctx.bias = self.shared.bias(None, ctx.queries, ctx.keys)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, ctx)
+        return self.norm(x_BTD)
+
+    forward = run

@@ -1,0 +1,91 @@
+"""Cache: keys and values already computed. It belongs to the caller, never to a module."""
+
+import torch
+
+from .masks import Tokens
+
+
+class Cache:
+    """Preallocated keys and values of every attention layer, and the tokens they came from.
+
+    capacity: tokens to make room for; with None it starts small and doubles. fixed=True keeps every tensor at full capacity
+    (unused places are padding to the mask), so that a compiled step sees one shape only.
+    Raises ValueError where a fixed cache is full.
+    """
+
+    def __init__(self, capacity=None, fixed=False):
+        if fixed and not capacity:
+            raise ValueError("a fixed cache needs a capacity")
+        self.capacity, self.fixed = capacity or 64, fixed
+        self.length = 0
+        self.kv, self.made = {}, {}
+        self.position, self.marks, self.plain = None, {}, True
+        self.slots = None  # (T,) places that the current pass writes to
+
+    def advance(self, queries):
+        """Makes room for the tokens of a pass and returns all tokens seen so far (its keys)."""
+        B, T = queries.position.shape
+        self.reserve(self.length + T)
+        if self.position is None:
+            self.position = queries.position.new_full((B, self.capacity), -1)
+        if self.position.shape[0] < B:
+            self.position = self.position.expand(B, -1).clone()
+        if set(queries.marks) - set(self.marks):
+            self.marks |= {n: torch.zeros_like(self.position) for n in queries.marks if n not in self.marks}
+        if not self.fixed or self.slots is None or self.slots.numel() != T:
+            self.slots = torch.arange(self.length, self.length + T, device=self.position.device)
+        self.plain = self.plain and queries.plain
+        self.position.index_copy_(1, self.slots, queries.position.expand(self.position.shape[0], -1))
+        for name, mark in queries.marks.items():
+            self.marks[name].index_copy_(1, self.slots, mark.expand(self.position.shape[0], -1))
+        self.length += T
+        end = self.end
+        return Tokens(self.position[:, :end], {n: m[:, :end] for n, m in self.marks.items()}, self.plain and not self.fixed)
+
+    @property
+    def end(self):
+        """How far keys are handed out: to the newest token, or to the capacity of a fixed cache."""
+        return self.capacity if self.fixed else self.length
+
+    def reserve(self, length):
+        if length <= self.capacity:
+            return
+        if self.fixed:
+            raise ValueError(f"the cache holds {self.capacity} tokens and {length} are needed; make it larger or the prompt shorter")
+        more = max(length, 2 * self.capacity) - self.capacity
+        grow = lambda x, value: torch.cat([x, x.new_full((*x.shape[:-1], more), value)], -1)
+        self.capacity += more
+        if self.position is not None:
+            self.position = grow(self.position, -1)
+            self.marks = {n: grow(m, 0) for n, m in self.marks.items()}
+        self.kv = {who: tuple(grow(x.mT, 0).mT.contiguous() for x in pair) for who, pair in self.kv.items()}
+
+    def extend(self, who, k_BGTC, v_BGTC):
+        """Stores the new keys and values of layer `who`; returns all of its keys and values up to `end`."""
+        if who not in self.kv:
+            B, G, _, C = k_BGTC.shape
+            self.kv[who] = tuple(x.new_zeros(B, G, self.capacity, C) for x in (k_BGTC, v_BGTC))
+        out = []
+        for buffer, new in zip(self.kv[who], (k_BGTC, v_BGTC)):
+            buffer.index_copy_(2, self.slots, new.to(buffer.dtype))
+            out.append(buffer[:, :, : self.end])
+        return out
+
+    def once(self, who, make):
+        """What `make` returns, computed at the first call only (keys of an encoder's output)."""
+        if who not in self.made:
+            self.made[who] = make()
+        return self.made[who]
+
+    def select(self, rows):
+        """Keeps the given rows of the batch, in that order (beams)."""
+        pick = lambda x: x[rows] if torch.is_tensor(x) and x.shape[0] > 1 else x
+        self.position = pick(self.position)
+        self.marks = {n: pick(m) for n, m in self.marks.items()}
+        self.kv = {who: tuple(pick(x) for x in pair) for who, pair in self.kv.items()}
+        deep = lambda x: tuple(map(deep, x)) if isinstance(x, tuple) else x.rows(pick) if isinstance(x, Tokens) else pick(x)
+        self.made = {who: deep(x) for who, x in self.made.items()}
+
+    def nbytes(self):
+        """Bytes held by keys and values."""
+        return sum(x.nbytes for pair in self.kv.values() for x in pair)

@@ -1,0 +1,78 @@
+"""Kernels: (q, k, v) -> out. A kernel lists the patterns it can follow; Attention refuses the others when it is built.
+
+Dims: B batch, T queries, S keys, H heads, G key-value heads, C channels of a head.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .masks import Pattern
+from .positions import Position
+
+
+class Softmax(nn.Module):
+    """Exact attention, softmax(q k' scale + bias) v (Vaswani et al., 2017, section 3.2.1).
+
+    The fastest equal path is taken: no mask or the causal triangle where structure allows, flex_attention on a GPU, one dense
+    mask a pattern and pass otherwise. A forward hook on `weights` selects the explicit path and sees (B, H, T, S).
+    scale: 1/sqrt(C) by default. upcast: scores and softmax in float32.
+    """
+
+    patterns = (Pattern,)
+    takes_scores = True
+
+    def __init__(self, dropout=0.0, scale=None, upcast=False):
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {dropout}")
+        self.dropout, self.scale, self.upcast = dropout, scale, upcast
+        self.weights = nn.Identity()
+
+    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, bias):
+        own = position.bias(q_BHTC, see.queries, see.keys)
+        bias = own if bias is None else bias if own is None else own + bias
+        explicit = self.weights._forward_hooks or self.upcast or type(position).values is not Position.values
+        p = self.dropout if self.training else 0.0
+        if explicit:
+            return self.explicit(q_BHTC, k_BGSC, v_BGSC, see, position, bias, p)
+        gqa = q_BHTC.shape[1] != k_BGSC.shape[1]
+        if q_BHTC.is_cuda and bias is None and p == 0 and not (see.all or see.triangle) and q_BHTC.shape[2] > 1:
+            return _flex()(q_BHTC, k_BGSC, v_BGSC, block_mask=see.blocks(q_BHTC.shape[1]), scale=self.scale, enable_gqa=gqa)
+        if bias is not None:
+            mask = see.added(bias, q_BHTC.dtype)
+        else:
+            mask = None if see.all or see.triangle else see.dense()
+        return F.scaled_dot_product_attention(
+            q_BHTC, k_BGSC, v_BGSC, mask, p, is_causal=mask is None and see.triangle, scale=self.scale, enable_gqa=gqa
+        )
+
+    def explicit(self, q_BHTC, k_BGSC, v_BGSC, see, position, bias, p):
+        """The formula as it is written, in float32 at least."""
+        groups = q_BHTC.shape[1] // k_BGSC.shape[1]
+        k, v = (x.repeat_interleave(groups, 1) for x in (k_BGSC, v_BGSC))
+        wide = torch.promote_types(q_BHTC.dtype, torch.float32)
+        q, k = (q_BHTC.to(wide), k.to(wide)) if self.upcast else (q_BHTC, k)
+        scores = (q @ k.mT).to(wide) * (q.shape[-1] ** -0.5 if self.scale is None else self.scale)
+        if bias is not None:
+            scores = scores + bias
+        weights = scores.masked_fill(~see.dense(), -torch.inf).softmax(-1).to(v.dtype)
+        weights = self.weights(weights)
+        out = F.dropout(weights, p) @ v
+        more = position.values(weights, see.queries, see.keys)
+        return out if more is None else out + more
+
+
+_compiled_flex = None
+
+
+def _flex():
+    global _compiled_flex
+    if _compiled_flex is None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        _compiled_flex = torch.compile(flex_attention, dynamic=False)
+    return _compiled_flex
+
+
+KERNELS = {"softmax": Softmax}

@@ -1,0 +1,250 @@
+"""Patterns: who may look where, decided from what tokens carry (their positions and marks), never from their content.
+
+Dims: B batch, T queries, S keys.
+"""
+
+import ast
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from .slots import build
+
+
+@dataclass
+class Tokens:
+    """What is known of a row of tokens besides their vectors.
+
+    position: (B|1, T) integers, -1 is padding. marks: named (B|1, T) integers, e.g. `document`, `prefix`.
+    plain: positions are 0, 1, 2 ... in every row, without padding, so that masks may be left to structure.
+    """
+
+    position: torch.Tensor
+    marks: dict = field(default_factory=dict)
+    plain: bool = False
+    memo: dict = field(default_factory=dict)  # what a position scheme worked out once for these tokens
+
+    def mark(self, name):
+        return self.marks.get(name)
+
+    def rows(self, pick):
+        """The same with `pick` applied to every tensor (rows of a batch chosen)."""
+        return Tokens(pick(self.position), {k: pick(v) for k, v in self.marks.items()}, self.plain)
+
+    def as_queries(self):
+        return Tokens(self.position[:, :, None], {k: v[:, :, None] for k, v in self.marks.items()})
+
+    def as_keys(self):
+        return Tokens(self.position[:, None, :], {k: v[:, None, :] for k, v in self.marks.items()})
+
+
+class Pattern:
+    """A frozen value; `allows` broadcasts queries (B, T, 1) against keys (B, 1, S) and answers in booleans."""
+
+    def allows(self, q, k):
+        raise NotImplementedError
+
+    def within(self, length, marks=()):
+        """The simplest pattern that means the same for positions below `length`, of tokens that carry these marks."""
+        return self
+
+    def parts(self):
+        """The basic patterns that this one is put together from."""
+        return [self]
+
+    def __and__(self, other):
+        return And(self, other)
+
+    def __or__(self, other):
+        return Or(self, other)
+
+
+@dataclass(frozen=True)
+class Full(Pattern):
+    """Every token sees every token."""
+
+    def allows(self, q, k):
+        return torch.ones_like(k.position, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Causal(Pattern):
+    """A token sees itself and what comes before it."""
+
+    def allows(self, q, k):
+        return k.position <= q.position
+
+
+@dataclass(frozen=True)
+class Sliding(Pattern):
+    """The last `window` tokens, the token itself included (Mistral 7B, 2023, section 2)."""
+
+    window: int
+
+    def __post_init__(self):
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window must be a whole number of at least 1, not {self.window!r}")
+
+    def allows(self, q, k):
+        return (k.position <= q.position) & (q.position - k.position < self.window)
+
+    def within(self, length, marks=()):
+        return Causal() if self.window >= length else self
+
+
+@dataclass(frozen=True)
+class Prefix(Pattern):
+    """All see the prefix, the rest is causal (T5, 2020, section 3.2.1).
+
+    The prefix is the first `length` tokens, or, where length is None, the tokens whose mark `prefix` is 1.
+    """
+
+    length: int | None = None
+
+    def __post_init__(self):
+        if self.length is not None and (not isinstance(self.length, int) or self.length < 1):
+            raise ValueError(f"length must be a whole number of at least 1, or left out, not {self.length!r}")
+
+    def allows(self, q, k):
+        causal = k.position <= q.position
+        if self.length is not None:
+            return causal | (k.position < self.length)
+        return causal if k.mark("prefix") is None else causal | (k.mark("prefix") == 1)
+
+    def within(self, length, marks=()):
+        return Causal() if self.length is None and "prefix" not in marks else self
+
+
+@dataclass(frozen=True)
+class Documents(Pattern):
+    """Tokens see only their own document: those whose mark `document` is the same. Without marks, all is one document."""
+
+    def allows(self, q, k):
+        mine, theirs = q.mark("document"), k.mark("document")
+        return torch.ones_like(k.position, dtype=torch.bool) if mine is None else mine == theirs
+
+    def within(self, length, marks=()):
+        return self if "document" in marks else Full()
+
+
+@dataclass(frozen=True)
+class And(Pattern):
+    left: Pattern
+    right: Pattern
+
+    def allows(self, q, k):
+        return self.left.allows(q, k) & self.right.allows(q, k)
+
+    def within(self, length, marks=()):
+        a, b = self.left.within(length, marks), self.right.within(length, marks)
+        if a == Full() or a == b:
+            return b
+        if b == Full():
+            return a
+        if Causal() in (a, b) and any(isinstance(p, Sliding) for p in (a, b)):
+            return a if isinstance(a, Sliding) else b
+        return And(a, b)
+
+    def parts(self):
+        return self.left.parts() + self.right.parts()
+
+
+@dataclass(frozen=True)
+class Or(Pattern):
+    left: Pattern
+    right: Pattern
+
+    def allows(self, q, k):
+        return self.left.allows(q, k) | self.right.allows(q, k)
+
+    def within(self, length, marks=()):
+        a, b = self.left.within(length, marks), self.right.within(length, marks)
+        return Full() if Full() in (a, b) else a if a == b else Or(a, b)
+
+    def parts(self):
+        return self.left.parts() + self.right.parts()
+
+
+PATTERNS = {"full": Full, "causal": Causal, "sliding": Sliding, "prefix": Prefix, "documents": Documents}
+
+
+def read_pattern(text, **given):
+    """'causal & documents | prefix(4)' -> Pattern. Raises ValueError with what is allowed."""
+    if isinstance(text, Pattern):
+        return text
+    try:
+        node = ast.parse(str(text).strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"pattern: cannot read '{text}': join names or calls by & and |, e.g. causal & sliding(128)") from None
+
+    def walk(node):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitAnd, ast.BitOr)):
+            kind = And if isinstance(node.op, ast.BitAnd) else Or
+            return kind(walk(node.left), walk(node.right))
+        return build("pattern", ast.unparse(node), PATTERNS, **given)
+
+    return walk(node)
+
+
+class See:
+    """Which keys the queries of one forward pass may see under one pattern; made once per pattern per pass."""
+
+    def __init__(self, pattern, queries, keys):
+        self.queries, self.keys = queries, keys
+        self.plain = queries.plain and keys.plain
+        T, S = queries.position.shape[1], keys.position.shape[1]
+        self.pattern = pattern.within(S if self.plain else math.inf, keys.marks)
+        if self.plain and T == 1 and isinstance(self.pattern, Causal):
+            self.pattern = Full()  # the newest token sees all that came before
+        self._dense = self._added = self._blocks = None
+
+    @property
+    def all(self):
+        """Every query sees every key: no mask at all."""
+        return self.plain and isinstance(self.pattern, Full)
+
+    @property
+    def triangle(self):
+        """The plain lower triangle of as many queries as keys: what `is_causal` means."""
+        return self.plain and isinstance(self.pattern, Causal) and self.queries.position.shape[1] == self.keys.position.shape[1]
+
+    def valid(self):
+        """(B|1, 1, S) keys that are tokens; where a row has none, all, so that no softmax row is empty."""
+        k = self.keys.position[:, None, :] >= 0
+        return k | ~k.any(-1, keepdim=True)
+
+    def dense(self):
+        """(B|1, 1, T|1, S) bool. Rows of padding see every key: no NaN row."""
+        if self._dense is None:
+            q, k = self.queries.as_queries(), self.keys.as_keys()
+            see = self.pattern.allows(q, k)
+            if not self.keys.plain:
+                see = see & self.valid()
+            if not isinstance(self.pattern, Full) and not self.queries.plain:
+                see = see | (q.position < 0)
+            self._dense = see[:, None]
+        return self._dense
+
+    def added(self, bias, dtype):
+        """`bias` (B|1, H, T, S) with -inf where nothing may be seen. One that every layer shares is merged once per pass."""
+        if self._added is None or self._added[0] is not bias:
+            self._added = bias, torch.where(self.dense(), bias, -torch.inf).to(dtype)
+        return self._added[1]
+
+    def blocks(self, heads):
+        """The same as flex_attention's BlockMask."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        if self._blocks is None:
+            T, S = self.queries.position.shape[1], self.keys.position.shape[1]
+            B = max(self.queries.position.shape[0], self.keys.position.shape[0])
+            row = lambda t, b: t[b if t.shape[0] > 1 else 0]
+            at = lambda tokens, b, i: Tokens(row(tokens.position, b)[i], {n: row(m, b)[i] for n, m in tokens.marks.items()})
+
+            def allows(b, h, q_index, k_index):
+                q, k = at(self.queries, b, q_index), at(self.keys, b, k_index)
+                return (self.pattern.allows(q, k) & (k.position >= 0)) | (q.position < 0)
+
+            self._blocks = create_block_mask(allows, B, None, T, S, device=str(self.keys.position.device))
+        return self._blocks

@@ -1,0 +1,190 @@
+"""Position schemes. Each overrides only the places where it enters: the embedding, the rotation of q and k, the scores, the values.
+
+Dims: B batch, T queries, S keys, H heads, C channels of a head, D model.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+
+class Position(nn.Module):
+    """site says where an instance lives: "embedding" (added to the input, one a model), "layer" (one an attention layer),
+    "stack" (a bias that all layers share, computed once a pass)."""
+
+    site = "layer"
+    scores = False  # does it add to attention scores?
+
+    def embed(self, number):
+        """(B|1, T) numbers -> (B|1, T, D) added to the embedding."""
+        raise NotImplementedError(f"{type(self).__name__} is not added to the embedding")
+
+    def rotate(self, x_BHTC, tokens):
+        return x_BHTC
+
+    def bias(self, q_BHTC, queries, keys):
+        """(B|1, H, T, S) added to the scores, or None. q is None where the scheme lives in the stack."""
+        return None
+
+    def values(self, weights_BHTS, queries, keys):
+        """(B, H, T, C) added to the output, or None."""
+        return None
+
+
+class NoPosition(Position):
+    """No position information at all (a causal mask alone still tells order)."""
+
+
+class Learned(Position):
+    """A trained vector a position (BERT, 2018; GPT, 2018). offset: rows kept free before position 0."""
+
+    site = "embedding"
+
+    def __init__(self, length, dim, offset=0):
+        super().__init__()
+        if length < 1:
+            raise ValueError(f"length must be at least 1, not {length}")
+        self.length, self.offset = length, offset
+        self.weight = nn.Parameter(torch.empty(length + offset, dim).normal_(std=0.02))
+
+    def embed(self, number):
+        return nn.functional.embedding(number.clamp(min=-self.offset) + self.offset, self.weight)
+
+
+class Sinusoid(Position):
+    """Fixed sines and cosines (Vaswani et al., 2017, section 3.5), a frozen table of `length` rows that is saved with the model.
+
+    layout: "interleaved" (sin, cos, sin, cos ..., the paper), "halves" (all sines, then all cosines: Marian) or "fairseq"
+    (halves whose slowest wave is 1/10000 exactly: tensor2tensor, FSMT). zero: a row of zeros, for padding.
+    """
+
+    site = "embedding"
+
+    def __init__(self, length, dim, layout="interleaved", offset=0, zero=None):
+        super().__init__()
+        if layout not in ("interleaved", "halves", "fairseq"):
+            raise ValueError(f"layout must be interleaved, halves or fairseq, not {layout!r}")
+        if dim % 2:
+            raise ValueError(f"sinusoids need an even dim, not {dim}")
+        self.length, self.dim, self.layout, self.offset, self.zero = length, dim, layout, offset, zero
+        self.weight = nn.Parameter(torch.empty(length + offset, dim), requires_grad=False)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self):
+        half = self.dim // 2
+        steps = torch.arange(half, dtype=torch.float64) / (half - 1 if self.layout == "fairseq" and half > 1 else half)
+        angle = torch.arange(self.weight.shape[0], dtype=torch.float64)[:, None] * 10000.0**-steps
+        waves = torch.stack([angle.sin(), angle.cos()], -1 if self.layout == "interleaved" else 1).flatten(1)
+        if self.zero is not None:
+            waves[self.zero] = 0
+        self.weight.copy_(waves)
+
+    def embed(self, number):
+        return nn.functional.embedding(number.clamp(min=-self.offset) + self.offset, self.weight)
+
+
+class RoPE(Position):
+    """Rotary positions (Su et al., 2021, section 3.2).
+
+    base: theta. rotated: channels that turn, all of the head's by default. interleaved: pairs are neighbours (the paper) instead of the
+    two halves (LLaMA as published). scaling: "linear" divides positions by `factor` (Chen et al., 2023); "llama3" slows only the
+    long waves (Llama 3, 2024): those over original/low turns wholly, those under original/high not at all.
+    """
+
+    def __init__(self, head_dim, base=10000.0, rotated=None, interleaved=False, scaling=None, factor=1.0, low=1.0, high=4.0, original=8192):
+        super().__init__()
+        self.dim, self.base, self.interleaved = rotated or head_dim, float(base), interleaved
+        self.scaling, self.factor, self.low, self.high, self.original = scaling, factor, low, high, original
+        if self.dim % 2 or not 0 < self.dim <= head_dim:
+            raise ValueError(f"rotated must be even and at most the head's {head_dim}, not {self.dim}")
+        if scaling not in (None, "none", "linear", "llama3"):
+            raise ValueError(f"scaling must be linear or llama3, not {scaling!r}")
+        if factor <= 0 or self.base <= 0:
+            raise ValueError(f"base and factor must be positive, not {base} and {factor}")
+
+    def frequencies(self, dtype, device):
+        """(dim/2,) radians a position."""
+        f = self.base ** (-torch.arange(0, self.dim, 2, device=device).to(dtype) / self.dim)
+        if self.scaling == "linear":
+            return f / self.factor
+        if self.scaling == "llama3":
+            turns = self.original * f / (2 * math.pi)  # over the original context
+            smooth = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+            return f * (smooth + (1 - smooth) / self.factor)
+        return f
+
+    def rotate(self, x_BHTC, tokens):
+        key = ("rope", id(self), x_BHTC.dtype)
+        if key not in tokens.memo:  # every layer rotates by the same angles
+            dtype = torch.promote_types(x_BHTC.dtype, torch.float32)
+            angle = tokens.position[:, None, :, None].to(dtype) * self.frequencies(dtype, x_BHTC.device)
+            tokens.memo[key] = angle.cos().to(x_BHTC.dtype), angle.sin().to(x_BHTC.dtype)
+        cos, sin = tokens.memo[key]
+        x, rest = (x_BHTC, None) if self.dim == x_BHTC.shape[-1] else x_BHTC.split([self.dim, x_BHTC.shape[-1] - self.dim], -1)
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else x.chunk(2, -1)
+        turned = a * cos - b * sin, b * cos + a * sin
+        out = torch.stack(turned, -1).flatten(-2) if self.interleaved else torch.cat(turned, -1)
+        return out if rest is None else torch.cat([out, rest], -1)
+
+
+class ALiBi(Position):
+    """A slope of distance a head (Press et al., 2022, section 3); any head count, by the paper's interpolation."""
+
+    site, scores = "stack", True
+
+    def __init__(self, heads):
+        super().__init__()
+        self.slopes = self.slope(heads)
+
+    @staticmethod
+    def slope(heads):
+        power = 2 ** math.floor(math.log2(heads))
+        own = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
+        return own + [2.0 ** (-8 * (i + 0.5) / power) for i in range(0, heads - power)]
+
+    def bias(self, q_BHTC, queries, keys):
+        distance = (queries.position[:, None, :, None] - keys.position[:, None, None, :]).abs()
+        slopes = torch.tensor(self.slopes, dtype=torch.float32, device=distance.device)
+        return -slopes[:, None, None] * distance
+
+
+class T5Bias(Position):
+    """A learned score a bucket of distance and head (Raffel et al., 2020, section 2.1): half of the buckets exact, the rest
+    logarithmic up to `far`. causal: all buckets look back; else half of them look ahead."""
+
+    site, scores = "stack", True
+
+    def __init__(self, heads, buckets=32, far=128, causal=False):
+        super().__init__()
+        if buckets < 4 or far <= buckets // 2:
+            raise ValueError(f"needs at least 4 buckets and far over half of them, not buckets={buckets}, far={far}")
+        self.buckets, self.far, self.causal = buckets, far, causal
+        self.weight = nn.Parameter(torch.empty(buckets, heads).normal_(std=0.02))
+
+    def bucket(self, distance):
+        """distance: key minus query, any shape of integers -> bucket of each."""
+        n, base = self.buckets, 0
+        if self.causal:
+            distance = -distance.clamp(max=0)
+        else:
+            n //= 2
+            base, distance = (distance > 0) * n, distance.abs()
+        exact = n // 2
+        log = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.far / exact) * (n - exact)
+        return base + torch.where(distance < exact, distance, (exact + log.long()).clamp(max=n - 1))
+
+    def bias(self, q_BHTC, queries, keys):
+        distance = keys.position[:, None, :] - queries.position[:, :, None]
+        return nn.functional.embedding(self.bucket(distance), self.weight).permute(0, 3, 1, 2)
+
+
+POSITIONS = {
+    "none": NoPosition,
+    "learned": Learned,
+    "sinusoid": Sinusoid,
+    "rope": RoPE,
+    "alibi": ALiBi,
+    "t5": T5Bias,
+}

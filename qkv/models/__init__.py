@@ -1,0 +1,213 @@
+"""Every architecture by name: presets with our fields, published classes with published keys."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import files
+from ..core.slots import nearest
+from . import bert, gpt2, llama, t5, transformer
+from .decoder import Decoder, DecoderModel
+from .encoder import Encoder, EncoderModel
+from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
+from .shape import Output
+
+FAMILIES = {f.name: f for module in (gpt2, llama, bert, t5, transformer) for f in module.FAMILIES}
+CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
+TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder)}
+
+
+def presets():
+    """{name: (family name, published class or None)} of every preset."""
+    out = {name: (f.name, next(iter(f.classes))) for f in FAMILIES.values() for name in f.presets}
+    return out | dict.fromkeys(transformer.OWN, ("transformer", None))
+
+
+def preset(name, **fields):
+    """The config of a preset, with fields replaced. Raises ValueError naming an unknown preset or field."""
+    known = presets()
+    if name not in known:
+        raise ValueError(f"there is no preset '{name}'.{nearest(name, known)} `qkv ls` lists them")
+    family, cls = known[name]
+    if cls is None:
+        cfg = transformer.OWN[name]
+    else:
+        cfg = FAMILIES[family].read({}, cls)
+        cfg = dataclasses.replace(cfg, **FAMILIES[family].presets[name])
+    return replace(cfg, **fields)
+
+
+def replace(cfg, **fields):
+    """A config with fields replaced; raises ValueError naming an unknown field or an impossible value."""
+    names = {f.name for f in dataclasses.fields(cfg)}
+    for key in fields:
+        if key not in names:
+            raise ValueError(f"{type(cfg).__name__} has no field '{key}'.{nearest(key, names)} Its fields: {', '.join(sorted(names))}")
+    return dataclasses.replace(cfg, **fields)
+
+
+def create(name, **fields):
+    """A model with random weights.
+
+    name: a preset, with our fields (`create("gpt2", position="alibi", kv_heads=2)`), or a published class, with published
+    config keys (`create("GPT2LMHeadModel", n_layer=2)`). Raises ValueError for what is unknown or cannot be put together.
+    """
+    if name in CLASSES:
+        return build(CLASSES[name].read(fields, name), name)
+    return build(preset(name, **fields))
+
+
+def build(cfg, published=None, family=None):
+    """A model of a config. published: the class whose layout it is saved in, found from the config where it can be."""
+    model = cfg.build()
+    model.published = published or _published_class(cfg)
+    model.origin = None
+    family = CLASSES.get(model.published)
+    if family is not None and family.arguments:
+        _rename_arguments(model, family.arguments)
+    return model
+
+
+def _rename_arguments(model, names):
+    inner = model.forward
+    model.forward = lambda *args, **kwargs: inner(*args, **{names.get(k, k): v for k, v in kwargs.items()})
+
+
+def _published_class(cfg):
+    for family in FAMILIES.values():
+        cls = family.class_of(cfg)
+        if cls and family.write(cfg, cls) is not None:
+            return cls
+    return None
+
+
+@dataclasses.dataclass
+class Origin:
+    """Where a loaded model came from: its raw config, and how its file spelt things."""
+
+    raw: dict
+    cfg: object
+    layout: object
+
+
+def load(source, *, dtype=None, revision=None):
+    """A model from a folder with config.json and model.safetensors (or shards), or from a hub id `owner/name`.
+
+    The class is taken from config.json's `architectures`. Raises CheckpointError or ValueError: a key or tensor that is not
+    understood, a missing one, a damaged file, weights that are not finite.
+    """
+    folder = find(source, revision)
+    raw = files.read_json(folder / "config.json")
+    if not isinstance(raw, dict):
+        raise files.CheckpointError(f"{folder}/config.json is not an object of keys")
+    tensors = files.read_folder(folder)
+    files.check_finite(tensors, folder)
+    where = str(folder)
+    named = raw.get("architectures") or []
+    if raw.get("model_type") == "qkv":
+        cfg, published, family = from_own(raw, where), None, None
+    else:
+        published = named[0] if named else None
+        if published not in CLASSES:
+            kinds = ", ".join(sorted(CLASSES))
+            raise files.CheckpointError(
+                f"{where}/config.json: architectures={named} is not one that qkv loads.{nearest(published, CLASSES)} It loads {kinds}"
+            )
+        family = CLASSES[published]
+        cfg = family.read(raw, published, f"{where}/config.json")
+    model = build(cfg, published)
+    if dtype is None:
+        kinds = {t.dtype for t in tensors.values() if t.is_floating_point()}
+        dtype = kinds.pop() if len(kinds) == 1 else torch.float32
+    model.to(dtype)
+    try:
+        if family is None:
+            from ..checkpoints import table
+
+            same = [(n, n) for n in table.parameters(model)[0]]
+            layout = table.read(same, model, tensors, where=where)
+        else:
+            layout = family.load(model, published, tensors, where)
+    except ValueError as e:
+        raise files.CheckpointError(str(e)) from None
+    model.origin = Origin(raw, cfg, layout)
+    return model.eval()
+
+
+def find(source, revision=None):
+    """The folder of a checkpoint: a local one, or the hub's, fetched once."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if str(source).count("/") == 1 and not str(source).startswith((".", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        except Exception as e:
+            raise files.CheckpointError(
+                f"'{source}' is no folder here, and the hub did not give it: {str(e).splitlines()[0][:200]}"
+            ) from None
+    raise files.CheckpointError(f"'{source}' is no folder, and no hub id (owner/name)")
+
+
+def own_config(cfg):
+    """Our config as JSON, for models that no published layout describes."""
+    return {"model_type": "qkv", "architectures": [type(cfg).__name__], "qkv": dataclasses.asdict(cfg)}
+
+
+def from_own(raw, where="config.json"):
+    kind, fields = (raw.get("architectures") or [None])[0], raw.get("qkv")
+    if kind not in TOPOLOGIES or not isinstance(fields, dict):
+        raise files.CheckpointError(f"{where}: architectures={kind!r} is not one of {', '.join(TOPOLOGIES)}")
+    cls = TOPOLOGIES[kind]
+    unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise files.CheckpointError(f"{where}: {kind} has no field {', '.join(sorted(unknown))}")
+    return cls(**fields)
+
+
+def published_files(model):
+    """(config, {name: tensor}) of a model in its published layout, or in our own where none describes it."""
+    cfg, origin, cls = model.config, model.origin, model.published
+    family = CLASSES.get(cls)
+    if family is not None:
+        raw = origin.raw if origin is not None and origin.cfg == cfg else family.write(cfg, cls)
+        if raw is not None:
+            dtype = next(p.dtype for p in model.parameters())
+            key = "torch_dtype" if "torch_dtype" in raw else "dtype"
+            return raw | {key: str(dtype).removeprefix("torch.")}, family.save(model, cls, origin.layout if origin else None)
+    from ..checkpoints import table
+
+    return own_config(cfg), dict(table.parameters(model)[0])
+
+
+def save(model, folder, tokenizer=None):
+    """Writes config.json and model.safetensors in the layout of the model's published class, so that the reference loads it, and
+    tokenizer.json if one is given; in one step, so that a crash leaves what was there before."""
+    raw, tensors = published_files(model)
+
+    def make(where):
+        files.write_json(where / "config.json", raw)
+        files.write_tensors(where / "model.safetensors", tensors)
+        if tokenizer is not None:
+            tokenizer.save(where)
+
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds something that is no checkpoint; choose another folder")
+    files.write_folder(folder, make)
+
+
+def describe(cfg):
+    """A config as indented JSON of the fields that differ from their defaults."""
+    fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    return json.dumps(fields, indent=1)
+
+
+__all__ = [
+    "CLASSES", "FAMILIES", "TOPOLOGIES", "Decoder", "DecoderModel", "Encoder", "EncoderDecoder", "EncoderDecoderModel",
+    "EncoderModel", "Output", "build", "create", "load", "preset", "presets", "replace", "save",
+]  # fmt: skip

@@ -1,0 +1,89 @@
+"""Encoder: reads a whole text at once, both ways (BERT and its variants)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..core import Context, Stack
+from . import heads
+from .shape import Output, Shape, initialise, locate, make_blocks, make_embedding, make_norm, make_position, one_of
+
+POOLED = ("hidden", "sequence", "choice", "next", "pretraining")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Shape):
+    """output: hidden, lm (masked tokens), sequence, tokens, span, choice, next (next sentence), pretraining (lm and next).
+    pooler: a tanh layer on the first token, where the output reads it. transform: activation of the extra layer before the output
+    matrix, or none. lm_bias: a bias on the vocabulary."""
+
+    order: str = "post"
+    final_norm: bool = False
+    embed_norm: bool = True
+    output: str = "lm"
+    pooler: bool = True
+    transform: str | None = "gelu"
+    lm_bias: bool = True
+
+    def build(self):
+        return initialise(EncoderModel(self), self)
+
+
+class EncoderModel(Stack):
+    """A stack with an embedding before it, and a pooler and a head behind it."""
+
+    def __init__(self, cfg):
+        one_of("output", cfg.output, (*POOLED, "lm", "tokens", "span"))
+        if cfg.output in POOLED[1:] and not cfg.pooler:
+            raise ValueError(f"output={cfg.output} reads the pooled vector; it needs pooler=true")
+        position = make_position(cfg, heads=cfg.heads, causal=False)
+        blocks = make_blocks(cfg, layers=cfg.layers, pattern=cfg.pattern, heads=cfg.heads, hidden=cfg.wide, position=position)
+        super().__init__(blocks, make_norm(cfg) if cfg.final_norm else None, position if position.site == "stack" else None)
+        self.config = cfg
+        self.embed = make_embedding(cfg, position)
+        self.pool = nn.Linear(cfg.dim, cfg.dim) if cfg.pooler and cfg.output in POOLED else None
+        self.head = self.make_head(cfg)
+
+    def make_head(self, cfg):
+        if cfg.output in ("lm", "pretraining"):
+            tied = self.embed.token.weight if cfg.tie else None
+            language = heads.LanguageHead(cfg.dim, cfg.vocab, tied, cfg.lm_bias, transform=cfg.transform, eps=cfg.norm_eps)
+            return language if cfg.output == "lm" else heads.PretrainingHead(language, cfg.dim)
+        if cfg.output in ("sequence", "next"):
+            labels, dropout = (2, 0.0) if cfg.output == "next" else (cfg.labels, cfg.dropout)
+            return heads.PooledHead(cfg.dim, labels, dropout)
+        if cfg.output == "tokens":
+            return heads.TokenHead(cfg.dim, cfg.labels, cfg.dropout)
+        if cfg.output == "choice":
+            return heads.ChoiceHead(cfg.dim, cfg.dropout)
+        return heads.SpanHead(cfg.dim) if cfg.output == "span" else None
+
+    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, *, inputs_embeds=None,
+                documents=None, at=None):  # fmt: skip
+        """input_ids (B, T), or (B, choices, T) with output=choice, or inputs_embeds (B, T, D); attention_mask of the same shape,
+        0 is padding; token_type_ids and position_ids likewise; documents (B, T) numbers the documents of a packed row; at: flat
+        indices into (B * T), the only places whose logits are wanted.
+        Returns hidden (B, T, D), pooled (B, D) if there is a pooler, and what the head names."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if token_type_ids is not None and self.embed.types is None:
+            raise ValueError("token_type_ids: this model has no token types (types=0)")
+        facts = {}
+        if self.config.output == "choice":
+            source = input_ids if input_ids is not None else inputs_embeds
+            if source.dim() < 3:
+                raise ValueError(f"output=choice reads (batch, choices, tokens), not {tuple(source.shape)}")
+            facts["choices"] = source.shape[1]
+            flat = lambda t: None if t is None else t.flatten(0, 1)
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = map(
+                flat, (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+            )
+        number, last, toks = locate(self.config, input_ids, inputs_embeds, attention_mask, position_ids, None, documents)
+        hidden = self.run(self.embed(input_ids, number, token_type_ids, inputs_embeds, last), Context(toks))
+        out = Output(hidden=hidden)
+        if self.pool is not None:
+            out["pooled"] = facts["pooled"] = torch.tanh(self.pool(hidden[:, 0]))
+        if self.head is not None:
+            out |= self.head(hidden if at is None else hidden.flatten(0, 1)[at], facts)
+        return out

@@ -1,0 +1,106 @@
+"""EncoderDecoder: reads one text, writes another (the 2017 Transformer, T5, BART ...)."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..core import Cache, Context, Stack, tokens
+from . import heads
+from .shape import Output, Shape, Slot, initialise, locate, make_blocks, make_embedding, make_norm, make_position, one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoder(Shape):
+    """decoder_layers, decoder_heads, decoder_hidden: those of the encoder by default. pattern is the decoder's, encoder_pattern the
+    encoder's. target_vocab: the decoder's vocabulary; None shares one embedding between both sides. lm_scale: factor on the
+    hidden states before the output matrix. lm_bias: "none", "trained" or "steady" (kept, not trained). embedded: False reads
+    vectors only (inputs_embeds). output: hidden or lm."""
+
+    pattern: Slot = "causal"
+    encoder_pattern: Slot = "full"
+    decoder_layers: int | None = None
+    decoder_heads: int | None = None
+    decoder_hidden: int | None = None
+    target_vocab: int | None = None
+    lm_scale: float = 1.0
+    lm_bias: str = "none"
+    embedded: bool = True
+    init: str = "xavier"
+    output: str = "lm"
+
+    def build(self):
+        return initialise(EncoderDecoderModel(self), self)
+
+
+class EncoderDecoderModel(nn.Module):
+    """Two stacks; the second one's cross-attention reads what the first one wrote."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        one_of("output", cfg.output, ("hidden", "lm"))
+        one_of("lm_bias", cfg.lm_bias, ("none", "trained", "steady"))
+        self.config = cfg
+        sides = (
+            ("encoder", cfg.layers, cfg.heads, cfg.wide, cfg.encoder_pattern, False),
+            (
+                "decoder",
+                cfg.decoder_layers or cfg.layers,
+                cfg.decoder_heads or cfg.heads,
+                cfg.decoder_hidden or cfg.wide,
+                cfg.pattern,
+                True,
+            ),
+        )
+        for name, layers, n_heads, hidden, pattern, second in sides:
+            position = make_position(cfg, heads=n_heads, causal=second)
+            blocks = make_blocks(cfg, layers=layers, pattern=pattern, heads=n_heads, hidden=hidden, cross=second, position=position)
+            shared = position if position.site == "stack" else None
+            self.add_module(name, Stack(blocks, make_norm(cfg) if cfg.final_norm else None, shared))
+            if cfg.embedded:
+                vocab = cfg.target_vocab if second else None
+                self.add_module(f"{name}_embed", make_embedding(cfg, position, vocab))
+        if cfg.embedded and cfg.target_vocab is None:
+            self.decoder_embed.token.weight = self.encoder_embed.token.weight
+        self.head = None
+        if cfg.output == "lm":
+            if not cfg.embedded:
+                raise ValueError("output=lm needs an embedding (embedded=true)")
+            tied = self.decoder_embed.token.weight if cfg.tie else None
+            self.head = heads.LanguageHead(cfg.dim, cfg.target_vocab or cfg.vocab, tied, cfg.lm_bias == "trained", cfg.lm_scale,
+                                           steady=cfg.lm_bias == "steady")  # fmt: skip
+
+    def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None):
+        """(B, S) -> hidden (B, S, D) and its Tokens."""
+        number, last, toks = locate(self.config, input_ids, inputs_embeds, attention_mask, None)
+        x = inputs_embeds if not self.config.embedded else self.encoder_embed(input_ids, number, None, inputs_embeds, last)
+        return self.encoder.run(x, Context(toks)), toks
+
+    def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None, *, inputs_embeds=None,
+                decoder_inputs_embeds=None, encoder_hidden=None, cache=None, use_cache=False, at=None):  # fmt: skip
+        """input_ids (B, S) or inputs_embeds (B, S, D), or encoder_hidden (B, S, D) as returned before; decoder_input_ids (B, T) or
+        decoder_inputs_embeds; masks of the same shapes, 0 is padding (the decoder's covers the cached past too); with a cache the
+        encoder runs at the first call only; at: flat indices into (B * T), the only places whose logits are wanted.
+        Returns logits (B, T, V), hidden (B, T, D), encoder_hidden (B, S, D), cache."""
+        cfg = self.config
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError("decoder_input_ids are missing: the tokens written so far, beginning with the start token")
+        if not cfg.embedded and (input_ids is not None or decoder_input_ids is not None):
+            raise ValueError("this model has no embedding: give inputs_embeds and decoder_inputs_embeds")
+        cache = Cache() if cache is None and use_cache else cache
+
+        def make():
+            if encoder_hidden is None:
+                return self.encode(input_ids, attention_mask, inputs_embeds)
+            valid = None if attention_mask is None else attention_mask.bool()
+            return encoder_hidden, tokens(encoder_hidden.shape[1], valid=valid, device=encoder_hidden.device)
+
+        memory, memory_tokens = make() if cache is None else cache.once("memory", make)
+        number, last, toks = locate(cfg, decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask, None, cache)
+        x = decoder_inputs_embeds if not cfg.embedded else self.decoder_embed(decoder_input_ids, number, None, decoder_inputs_embeds, last)
+        hidden = self.decoder.run(x, Context(toks, memory, memory_tokens, cache))
+        out = Output(hidden=hidden, encoder_hidden=memory)
+        if self.head is not None:
+            out |= self.head(hidden if at is None else hidden.flatten(0, 1)[at])
+        if cache is not None:
+            out["cache"] = cache
+        return out

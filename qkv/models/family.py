@@ -1,0 +1,103 @@
+"""Family: what turns the published checkpoints of one architecture into one of our configs, and back."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from ..checkpoints import config as keys_of
+from ..checkpoints import table as tables
+from ..checkpoints.config import Key
+
+SPECIAL = (
+    Key("pad_token_id", "pad", None),
+    Key("bos_token_id", "bos", None),
+    Key("eos_token_id", "eos", None),
+)
+
+
+def activation_name(name):
+    """A published activation's name as ours; raises ValueError for one that is not built."""
+    names = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
+    allowed = ("gelu", "gelu_new", "relu", "silu", "quick_gelu", "tanh")
+    ours = names.get(name, name)
+    if ours not in allowed:
+        raise ValueError(f"activation {name!r} is not one of {', '.join((*allowed, *names))}")
+    return ours
+
+
+def inside(text):
+    """'plain(gelu, bias=False)' -> 'gelu': the first argument of a slot's text."""
+    return text[text.index("(") + 1 :].rstrip(")").split(",")[0].strip()
+
+
+@dataclass(frozen=True)
+class Family:
+    """name: the published model_type. config: our dataclass. keys: published keys. classes: {published class: fields it fixes};
+    the first is what a fresh model is saved as. table: rows of tensors. prefix: what head classes put before base names, which
+    the classes named in `bare` do not. before/after: adapt a raw config before it is read and after it is written. fix: fields that
+    follow from the others. presets: {name: fields that differ from the published defaults}."""
+
+    name: str
+    config: type
+    keys: tuple
+    classes: dict
+    table: tuple
+    prefix: str = ""
+    bare: tuple = ()
+    neutral: tuple = ()
+    fixed: dict = field(default_factory=dict)
+    before: object = staticmethod(lambda raw, cls: raw)
+    after: object = staticmethod(lambda raw, cfg: raw)
+    constants: dict = field(default_factory=dict)
+    buffers: tuple = ()
+    aliases: tuple = ()
+    optional: tuple = ()
+    arguments: dict = field(default_factory=dict)
+    presets: dict = field(default_factory=dict)
+
+    def read(self, raw, cls, where="config.json"):
+        """A published config as ours."""
+        raw = self.before(dict(raw), cls)
+        fields = keys_of.read(raw, self.keys, neutral=self.neutral, fixed=self.fixed, where=where)
+        labels = raw.get("num_labels") or (len(raw["id2label"]) if raw.get("id2label") else 2)
+        return self.make(cls, **(fields | {"labels": labels}))
+
+    def make(self, cls, **fields):
+        kind = self.classes[cls]
+        config = kind.get("config", self.config)
+        names = {f.name for f in dataclasses.fields(config)}
+        fixed = self.constants | {k: v for k, v in kind.items() if k != "config"}
+        return config(**{k: v for k, v in (fields | fixed).items() if k in names})
+
+    def write(self, cfg, cls):
+        """Our config as a published one, or None where the family has no way to say it."""
+        have = {f.name for f in dataclasses.fields(cfg)}
+        raw = {k.theirs: k.save(getattr(cfg, k.ours)) for k in self.keys if k.ours in have}
+        if cfg.output in ("sequence", "tokens"):
+            raw["id2label"] = {str(i): f"LABEL_{i}" for i in range(cfg.labels)}
+            raw["label2id"] = {f"LABEL_{i}": i for i in range(cfg.labels)}
+        raw = self.after(raw, cfg) | {"architectures": [cls], "model_type": self.name}
+        try:
+            same = self.read(raw, cls)
+        except (ValueError, IndexError):
+            return None
+        ignore = {"init", "init_std"}
+        return raw if all(getattr(same, n) == getattr(cfg, n, None) for n in have - ignore) and type(same) is type(cfg) else None
+
+    def class_of(self, cfg):
+        """The published class that a config of ours would be."""
+        for cls, kind in self.classes.items():
+            if kind.get("config", self.config) is type(cfg) and all(getattr(cfg, k) == v for k, v in kind.items() if k != "config"):
+                return cls
+        return None
+
+    def layout(self, cfg, cls):
+        """Arguments for checkpoints.table.read and write."""
+        prefix = "" if cls in self.bare else self.prefix
+        return dict(prefix=prefix, layers=cfg.layers, decoder_layers=getattr(cfg, "decoder_layers", None) or cfg.layers)
+
+    def load(self, model, cls, tensors, where):
+        return tables.read(self.table, model, tensors, buffers=self.buffers, aliases=self.aliases, optional=self.optional, where=where,
+                           **self.layout(model.config, cls))  # fmt: skip
+
+    def save(self, model, cls, layout=None):
+        return tables.write(self.table, model, layout=layout, skip=self.optional, **self.layout(model.config, cls))

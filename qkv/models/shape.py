@@ -1,0 +1,277 @@
+"""Shape: the fields that every stack of blocks has, and the building of parts from them.
+
+Slots (position, pattern, kernel, ffn, norm) hold text that names a part: see qkv.core.slots. Those that may differ from layer to
+layer (pattern, kernel, ffn) also take a list, which is repeated down the stack.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..core import (
+    FEED_FORWARDS,
+    KERNELS,
+    NORMS,
+    POSITIONS,
+    Attention,
+    Block,
+    Documents,
+    Embedding,
+    Parallel,
+    Residual,
+    build,
+    read_pattern,
+    tokens,
+)
+from ..core.slots import nearest, parse
+
+Slot = str | tuple[str, ...]
+ORDERS = ("pre", "post", "out", "parallel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """vocab, length (positions there are), dim, layers, heads, kv_heads, head_dim, hidden (4 dim by default): sizes.
+    norm, norm_eps, order (where norms stand: pre, post, out, parallel), final_norm, embed_norm: normalisation.
+    ffn, position, pattern, kernel: slots. biases: which of attention's qkvo have one. scale: factor on token embeddings.
+    types: token types. tie: output matrix = token embedding. numbering: where position numbers come from when none are given:
+    index (0, 1, 2 ...), tokens (counts ids that are not `pad`), mask (counts attention_mask).
+    pad_trains: does the padding id's vector get gradients?
+    output: what stands on top. labels: classes of a classifier. pad, bos, eos, start: token ids.
+    """
+
+    vocab: int
+    dim: int
+    layers: int
+    heads: int
+    length: int
+    hidden: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    order: str = "pre"
+    final_norm: bool = True
+    embed_norm: bool = False
+    ffn: Slot = "plain(gelu)"
+    position: str = "learned"
+    pattern: Slot = "full"
+    kernel: Slot = "softmax"
+    biases: str = "qkvo"
+    scale: float = 1.0
+    types: int = 0
+    tie: bool = True
+    dropout: float = 0.0
+    attn_dropout: float = 0.0
+    init: str = "normal"
+    init_std: float = 0.02
+    numbering: str = "index"
+    pad_trains: bool = True
+    output: str = "hidden"
+    labels: int = 2
+    pad: int | None = None
+    bos: int | None = None
+    eos: int | None = None
+    start: int | None = None
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, coerce(f.name, getattr(self, f.name), typing.get_type_hints(type(self))[f.name]))
+        for name in ("vocab", "dim", "layers", "heads", "length", "hidden", "kv_heads", "head_dim", "labels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        for name in ("dropout", "attn_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
+        one_of("order", self.order, ORDERS)
+        one_of("numbering", self.numbering, ("index", "tokens", "mask"))
+        one_of("norm", parse(self.norm)[0], NORMS)
+        one_of("position", parse(self.position)[0], POSITIONS)
+        if set(self.biases) - set("qkvo"):
+            raise ValueError(f"biases={self.biases!r}: name those of q, k, v and o that have a bias, e.g. qkvo, or leave it empty")
+        if self.head_dim is None and self.dim % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide dim={self.dim}; change one of them or set head_dim")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise ValueError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}")
+
+    @property
+    def wide(self):
+        """Width of the feed-forward layers."""
+        return self.hidden or 4 * self.dim
+
+    def layer(self, slot, i):
+        """The text of a slot in layer i."""
+        value = getattr(self, slot)
+        return value if isinstance(value, str) else value[i % len(value)]
+
+
+def one_of(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: is not one of {', '.join(allowed)}.{nearest(value, allowed)}")
+
+
+def coerce(name, value, kind):
+    """`value` as the field's type: text from a command line is read, anything else must fit already. Raises ValueError."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in options and str not in options):
+        if type(None) in options:
+            return None
+        raise ValueError(f"{name}: a value is needed")
+    if isinstance(value, list):
+        value = tuple(value)
+    for option in options:
+        origin = typing.get_origin(option)
+        if origin is tuple:
+            if isinstance(value, tuple) and all(isinstance(v, str) for v in value) and value:
+                return value
+        elif option is bool:
+            if isinstance(value, bool):
+                return value
+            if isinstance(value, str) and value.lower() in ("true", "false"):
+                return value.lower() == "true"
+        elif option is int:
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+            if isinstance(value, float) and value == int(value):
+                return int(value)
+            if isinstance(value, str):
+                try:
+                    return int(value.replace("_", ""))
+                except ValueError:
+                    pass
+        elif option is float:
+            if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+                try:
+                    return float(value)
+                except ValueError:
+                    pass
+        elif (option is str and isinstance(value, str)) or (option not in (type(None), int, float, str, bool) and isinstance(value, option)):
+            return value
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    wanted = " or ".join(words.get(o, "a list of texts") for o in options if o is not type(None))
+    raise ValueError(f"{name}={value!r}: must be {wanted}")
+
+
+def make_norm(cfg):
+    return build("norm", cfg.norm, NORMS, dim=cfg.dim, eps=cfg.norm_eps)
+
+
+def make_position(cfg, *, heads, causal):
+    head_dim = cfg.head_dim or cfg.dim // heads
+    return build("position", cfg.position, POSITIONS, heads=heads, head_dim=head_dim, length=cfg.length, dim=cfg.dim, causal=causal)
+
+
+def make_embedding(cfg, position, vocab=None):
+    """The input embedding. position: the scheme of the model, added here where that is its site."""
+    at_input = position if position.site == "embedding" else None
+    norm = make_norm(cfg) if cfg.embed_norm else None
+    still = None if cfg.pad_trains or cfg.pad is None else cfg.pad
+    return Embedding(vocab or cfg.vocab, cfg.dim, at_input, cfg.types, norm, cfg.dropout, cfg.scale, still)
+
+
+def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=None):
+    """The blocks of one stack. position: the scheme of the model, given to attention where that is its site."""
+    blocks = []
+    own = position if position is not None and position.site == "layer" else None
+    trained = own is not None and any(True for _ in own.parameters())
+    for i in range(layers):
+        pick = lambda slot, i=i: slot if isinstance(slot, str) else slot[i % len(slot)]
+        kernel = lambda i=i: build("kernel", cfg.layer("kernel", i), KERNELS, dropout=cfg.attn_dropout, length=cfg.length, heads=heads)
+        see = read_pattern(pick(pattern)) & Documents()
+        scheme = make_position(cfg, heads=heads, causal=True) if trained else own
+        common = dict(kv_heads=cfg.kv_heads, head_dim=cfg.head_dim, biases=cfg.biases)
+        parts = {"attn": Attention(cfg.dim, heads, pattern=see, position=scheme, kernel=kernel(), **common)}
+        if cross:
+            parts["cross"] = Attention(cfg.dim, heads, cross=True, kernel=kernel(), **common)
+        parts["ffn"] = build("ffn", pick(cfg.ffn), FEED_FORWARDS, dim=cfg.dim, hidden=hidden)
+        if cfg.order == "parallel":
+            blocks.append(Block(both=Residual(Parallel(**parts), pre=make_norm(cfg), dropout=cfg.dropout)))
+        else:
+            norm = lambda: {cfg.order: make_norm(cfg)}
+            blocks.append(Block(**{n: Residual(f, dropout=cfg.dropout, **norm()) for n, f in parts.items()}))
+    return blocks
+
+
+def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=None, valid_is_plain=True):
+    """What a model needs to know of its input tokens.
+
+    ids (B, T) or their vectors x (B, T, D); mask (B, S) of tokens and padding, the newest T last; position_ids (B, T).
+    Returns (number (B|1, T) for a position table, the highest number where it is known, Tokens).
+    """
+    source = ids if ids is not None else x
+    B, T = source.shape[:2]
+    start, device = 0 if cache is None else cache.length, source.device
+    eager = not torch.compiler.is_compiling()
+    marks = {name: m for name, m in (("document", documents), ("prefix", prefix)) if m is not None}
+    given = mask is not None
+    if given:
+        mask = mask[:, -T:].bool()
+        if valid_is_plain and eager and device.type == "cpu" and bool(mask.all()):
+            mask = None  # nothing is padding: structure can do without a mask
+    if cfg.numbering == "tokens" and ids is not None and position_ids is None:
+        real = ids != cfg.pad
+        number = torch.where(real, real.cumsum(-1) - 1 + start, -1)
+    elif cfg.numbering == "mask" and mask is not None and position_ids is None:
+        number = torch.where(mask, mask.cumsum(-1) - 1 + start, -1)
+    elif position_ids is not None:
+        number = position_ids.expand(B, -1) if position_ids.shape[0] == 1 else position_ids
+        if not given and not start and not marks and eager:  # numbers that jump begin a new document of a packed row
+            jumps = (number.diff(dim=-1, prepend=number[:, :1] - 1) != 1).cumsum(-1)
+            if bool((jumps[:, -1] > 0).any()):
+                marks["document"] = jumps
+    else:
+        number = None
+    toks = tokens(T, start=start, position=position_ids if number is not None and position_ids is not None else None,
+                  valid=mask, marks=marks, device=device)  # fmt: skip
+    if number is None:
+        return torch.arange(start, start + T, device=device)[None], start + T - 1, toks
+    return number, int(number.max()) if eager and device.type == "cpu" else None, toks
+
+
+@torch.no_grad()
+def initialise(model, cfg):
+    """Random weights as the family draws them.
+
+    normal: N(0, init_std) (BERT, GPT-2). scaled: the same, outputs of residual branches divided by sqrt(2 layers) (GPT-2,
+    section 2.3). xavier: uniform by fan-in and fan-out, embeddings N(0, 1/sqrt(dim)) (2017). t5: by fan-in (Raffel et al.).
+    """
+    one_of("init", cfg.init, ("normal", "scaled", "xavier", "t5"))
+    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Embedding):
+            std = {"xavier": cfg.dim**-0.5, "t5": 1.0}.get(cfg.init, cfg.init_std)
+            m.weight.normal_(std=std)
+        elif isinstance(m, nn.Linear):
+            if m.bias is not None:
+                m.bias.zero_()
+            if id(m.weight) in tied:
+                continue
+            out, fan = m.weight.shape
+            if cfg.init == "xavier":
+                nn.init.xavier_uniform_(m.weight)
+            elif cfg.init == "t5":
+                head = cfg.head_dim or cfg.dim // cfg.heads
+                m.weight.normal_(std=(fan * head) ** -0.5 if name.endswith("f.q") else fan**-0.5)
+            else:
+                last = cfg.init == "scaled" and name.endswith(("f.o", "f.down"))
+                m.weight.normal_(std=cfg.init_std / (2 * cfg.layers) ** 0.5 if last else cfg.init_std)
+        elif isinstance(m, nn.LayerNorm) and m.elementwise_affine:
+            m.weight.fill_(1)
+            if m.bias is not None:
+                m.bias.zero_()
+    return model
+
+
+class Output(dict):
+    """Named tensors of a forward pass, as keys and as attributes."""
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"this output has no '{name}', it has {', '.join(self)}") from None
