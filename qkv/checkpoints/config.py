@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..core.slots import nearest
+from ..words import nearest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import torch
 
-from ..core.slots import nearest
+from ..words import nearest
 
 Op = namedtuple("Op", "load save")  # list of tensors -> list of tensors, and its inverse
 same = Op(lambda ts: ts, lambda ts: ts)

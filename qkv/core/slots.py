@@ -5,14 +5,9 @@ written there, and by name whatever else its constructor asks for (`heads`, `hea
 """
 
 import ast
-import difflib
 import inspect
 
-
-def nearest(word, words):
-    """' Did you mean X?' for the closest of `words`, or ''."""
-    close = difflib.get_close_matches(str(word), list(words), 1, 0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+from ..words import nearest
 
 
 def _literal(node, text):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import files
-from ..core.slots import nearest
+from ..words import nearest
 from . import bert, gpt2, llama, t5, transformer
 from .decoder import Decoder, DecoderModel
 from .encoder import Encoder, EncoderModel

@@ -27,7 +27,8 @@ from ..core import (
     read_pattern,
     tokens,
 )
-from ..core.slots import nearest, parse
+from ..core.slots import parse
+from ..words import nearest
 
 Slot = str | tuple[str, ...]
 ORDERS = ("pre", "post", "out", "parallel")

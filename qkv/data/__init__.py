@@ -1,0 +1,156 @@
+"""Data: from files, embedded sets, generated tasks or published ones, to token batches."""
+
+import hashlib
+import itertools
+import sys
+from dataclasses import dataclass
+
+from ..words import nearest
+from . import registry, shards, tasks, text
+from . import tokenizer as tokenizers
+from .batches import Batch, Pairs, Windows, padded, rng
+from .text import DataError
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """source: files, a folder, a glob, a data set's name, or task:NAME. target: the file whose lines answer those of source (pairs).
+    valid, valid_target: held-out files; without them a share `holdout` is held out, of documents by hash, of fewer than 20 documents
+    each one's end. field: of JSON lines. split: a document a file or a line. languages: from-to, of a data set that has several.
+    tokenizer: bpe, wordpiece, unigram, char, or a file or folder. vocab: size of a trained one. length: tokens a row.
+    across: let attention run over document ends. errors: strict or replace, for bytes that are not UTF-8. count: pairs of a task."""
+
+    source: str = "pydoc"
+    target: str | None = None
+    valid: str | None = None
+    valid_target: str | None = None
+    holdout: float = 0.05
+    field: str = "text"
+    split: str = "file"
+    languages: str = "en-de"
+    tokenizer: str = "bpe"
+    vocab: int | None = None
+    length: int | None = None
+    across: bool = False
+    errors: str = "strict"
+    count: int = 20000
+
+    def __post_init__(self):
+        if not 0 < self.holdout < 1:
+            raise DataError(f"data.holdout={self.holdout}: must be between 0 and 1")
+        if self.errors not in ("strict", "replace"):
+            raise DataError(f"data.errors={self.errors!r}: must be strict or replace")
+
+    @property
+    def paired(self):
+        """Is it pairs (of a source and a target text)?"""
+        known = registry.PUBLISHED.get(self.source)
+        return bool(self.target) or self.source.startswith("task:") or (known is not None and known.kind == "pairs")
+
+
+@dataclass
+class Corpus:
+    """tokenizer; train and valid: lists of pairs of texts, or functions that yield documents; key: says what they are."""
+
+    train: object
+    valid: object
+    key: str
+    paired: bool
+    test: object = None
+
+
+def open_corpus(cfg):
+    """The texts of a Data config, split into train and held-out. Raises DataError."""
+    if cfg.paired:
+        return _open_pairs(cfg)
+    if cfg.source == "pydoc":
+        rows = registry.embedded_reference()
+        docs, key = (lambda: (t for _, t in rows)), f"pydoc-{sys.version_info[:2]}"
+    elif cfg.source in registry.PUBLISHED:
+        path = str(registry.fetch(cfg.source, "train"))
+        docs, key = _reader(cfg, path)
+    else:
+        try:
+            docs, key = _reader(cfg, cfg.source)
+        except DataError as e:
+            hint = nearest(cfg.source, registry.names())
+            raise DataError(f"{e}{hint}") from None
+    if cfg.valid:
+        held, held_key = _reader(cfg, cfg.valid)
+        return Corpus(docs, held, f"{key}|{held_key}", False)
+    if len(list(itertools.islice(docs(), 20))) < 20:
+        cut = lambda t: int(len(t) * (1 - cfg.holdout))
+        train, valid = (lambda: (t[: cut(t)] for t in docs())), (lambda: (t[cut(t) :] for t in docs()))
+    else:
+        held_out = lambda t: int(hashlib.sha256(t.encode()).hexdigest()[:8], 16) < cfg.holdout * 2**32
+        train, valid = (lambda: (t for t in docs() if not held_out(t))), (lambda: (t for t in docs() if held_out(t)))
+        if next(iter(valid()), None) is None:
+            raise DataError(f"data.holdout={cfg.holdout} left no document to hold out; raise it, or give data.valid=FILE")
+    return Corpus(train, valid, f"{key}|{cfg.holdout}", False)
+
+
+def _reader(cfg, source):
+    paths = text.files_of(source)
+    digest = hashlib.sha256()
+    for p in paths:
+        digest.update(p.read_bytes())
+    options = {"field": cfg.field, "split": cfg.split, "errors": cfg.errors}
+    if not digest.hexdigest():
+        raise DataError(f"{source} is empty")
+    next(iter(text.documents(source, **options)))  # fails now, not in the middle
+    return (lambda: text.documents(source, **options)), f"{digest.hexdigest()}|{options}"
+
+
+def _open_pairs(cfg):
+    if cfg.source.startswith("task:"):
+        name = cfg.source.removeprefix("task:")
+        if name not in tasks.TASKS:
+            raise DataError(f"data.source=task:{name}: there is no such task.{nearest(name, tasks.TASKS)} There are {', '.join(tasks.TASKS)}")
+        rows = tasks.make(name, cfg.count)
+        held = max(1, int(len(rows) * cfg.holdout))
+        return Corpus(rows[held:], rows[:held], f"{cfg.source}|{cfg.count}", True)
+    if cfg.source in registry.PUBLISHED:
+        a, _, b = cfg.languages.partition("-")
+        part = lambda split: text.pairs(*(str(registry.fetch(cfg.source, f"{split}.{x}")) for x in (a, b)))
+        return Corpus(part("train"), part("val"), f"{cfg.source}|{cfg.languages}", True, lambda: part("test_2016_flickr"))
+    rows = text.pairs(cfg.source, cfg.target, cfg.errors)
+    if cfg.valid:
+        if not cfg.valid_target:
+            raise DataError("data.valid needs data.valid_target beside it")
+        return Corpus(rows, text.pairs(cfg.valid, cfg.valid_target, cfg.errors), cfg.source, True)
+    held_out = lambda r: int(hashlib.sha256("\t".join(r).encode()).hexdigest()[:8], 16) < cfg.holdout * 2**32
+    return Corpus([r for r in rows if not held_out(r)], [r for r in rows if held_out(r)] or rows[-1:], cfg.source, True)
+
+
+def make_tokenizer(cfg, corpus):
+    """The tokenizer of a Data config: trained on the training texts, or read from a file or folder."""
+    if cfg.tokenizer not in tokenizers.KINDS:
+        return tokenizers.load(cfg.tokenizer)
+    texts = (t for pair in corpus.train for t in pair) if corpus.paired else corpus.train()
+    return tokenizers.train(cfg.tokenizer, texts, cfg.vocab or 4096)
+
+
+def rows_of(cfg, corpus, tokenizer, *, length, extra=0, tokens=4096, seed=0):
+    """(train, valid) as Windows of length + extra tokens, or as Pairs of at most `length` tokens a side."""
+    if corpus.paired:
+        out = []
+        for part in (corpus.train, corpus.valid):
+            a, b = (tokenizer.encode_all([p[i] for p in part]) for i in (0, 1))
+            kept = [(x, y) for x, y in zip(a, b) if max(len(x), len(y)) < length]
+            if not kept:
+                raise DataError(f"every pair is longer than the model's {length} positions")
+            out.append(Pairs(kept, tokens=tokens, seed=seed))
+        return out
+    train = shards.build(corpus.train(), tokenizer, f"{corpus.key}|train")
+    valid = shards.build(corpus.valid(), tokenizer, f"{corpus.key}|valid")
+    valid_length = min(length + extra, len(valid))
+    if valid_length < 2:
+        raise DataError("the held-out text is empty; raise data.holdout or give data.valid=FILE")
+    return (
+        Windows(train, length + extra, seed=seed, across=cfg.across, name=f"{cfg.source} (its training part)"),
+        Windows(valid, valid_length, seed=seed, across=cfg.across, name=f"{cfg.source} (its held-out part)"),
+    )
+
+
+__all__ = ["Batch", "Corpus", "Data", "DataError", "Pairs", "Tokenizer", "Windows", "make_tokenizer", "open_corpus", "padded", "rng", "rows_of"]

@@ -1,0 +1,130 @@
+"""Data sets by name: embedded ones, generated tasks, and published ones fetched by URL and checked by hash."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import tasks
+from .shards import cache_folder
+from .text import DataError
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a published set. path: below $QKV_DATA or the cache (`.gz` is opened on reading). sha256: of its content unzipped."""
+
+    path: str
+    url: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """files: {part: File}. kind: text (parts are splits) or pairs (parts are split.language)."""
+
+    about: str
+    kind: str
+    licence: str
+    files: dict
+
+
+_MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
+_MULTI30K_HASHES = {
+    "test_2016_flickr.de": "4be6b5b3236b79c25475c6bb829800a7ce559e9ba7a1f6c2394fe4d40be46d16",
+    "test_2016_flickr.en": "399a4382932c1aadd3ceb9bef1008d388a64c76d4ae4e9d4728c6f4301cac182",
+    "test_2016_flickr.fr": "cb3160d69b002bb638e66cc7612fcd56cb0af82eadc9c142dedc438afb885ef6",
+    "test_2017_mscoco.de": "58277df3c75f92f7145a11b910b553d1cf82c439249d4dc237c899609eafac22",
+    "test_2017_mscoco.en": "43051fdfa86fd5395182e718a94ca67b1b227b9f7c79596ff0f6b813216981d2",
+    "test_2017_mscoco.fr": "39cde3f43f32b0a6bf29ce4917a46329ff32e53070c2fac87506695a740ae0a0",
+    "train.de": "2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72",
+    "train.en": "460a15fbd157e34a7a9957ee388c1ca247fe47af3ef25fb50442af6c274e0fc6",
+    "train.fr": "5925a3c18f1587b6b54b87743106e6e8ab93618edb6f65d19eac0621f853a10d",
+    "val.de": "660e09eb7e1da2f856ea13ee5ad3cf6d36b3d5b0b733c857e94c5747a3dfc660",
+    "val.en": "1f2a23d992769b5b3d209b0a10dd0b77c08cceb1f20dfb97ed0aafa49d107227",
+    "val.fr": "5304e444d842e962b2dda4d816b70b22a1765b15401642b7ca37a67477e708dc",
+}
+PUBLISHED = {
+    "tinyshakespeare": Published(
+        "Tiny Shakespeare, 1.1 M characters; the first 90 % train, the rest is held out",
+        "text",
+        "public domain",
+        {
+            "train": File(
+                "lm_tinyshakespeare/input.txt.gz",
+                "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+                "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            )
+        },
+    ),
+    "multi30k": Published(
+        "Multi30k task 1, captions in English, German and French: 29,000 pairs to train, 1,014 held out, 1,000 test",
+        "pairs",
+        "for research",
+        {part: File(f"mt_multi30k/{part}.gz", f"{_MULTI30K}{part}.gz", digest) for part, digest in _MULTI30K_HASHES.items()},
+    ),
+}
+
+
+def embedded_reference():
+    """Python's own reference manual, as it ships with every Python: [(topic, text)]."""
+    from pydoc_data.topics import topics
+
+    return sorted(topics.items())
+
+
+def names():
+    """{name: what it is} of all sets."""
+    out = {"pydoc": "Python's reference manual, embedded in every Python (0.7 MB of text)"}
+    out |= {f"task:{n}": f"generated pairs: {n}" for n in tasks.TASKS}
+    return out | {n: p.about for n, p in PUBLISHED.items()}
+
+
+def fetch(name, part):
+    """The local path of one part of a published set: below $QKV_DATA, or the cache, or fetched now (resuming what is there).
+
+    Raises DataError with what to do when there is no network, and when the content is not the published one.
+    """
+    file = PUBLISHED[name].files.get(part)
+    if file is None:
+        raise DataError(f"data set {name} has no part '{part}', it has {', '.join(PUBLISHED[name].files)}")
+    for root in (os.environ.get("QKV_DATA"), cache_folder() / "data"):
+        if root and (path := Path(root) / file.path).exists():
+            return path
+    target = cache_folder() / "data" / file.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".part")
+    try:
+        _download(file.url, partial)
+    except (urllib.error.URLError, OSError) as e:
+        raise DataError(
+            f"data set {name} is not here and {file.url} cannot be reached ({e}). Download that file elsewhere and put it at {target}, "
+            f"or point QKV_DATA at a folder that holds {file.path}"
+        ) from None
+    content = partial.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    found = hashlib.sha256(content).hexdigest()
+    if found != file.sha256:
+        partial.unlink()
+        raise DataError(f"{file.url} did not give the published file: its SHA-256 is {found}, not {file.sha256}. Nothing was kept; try again")
+    if target.suffix == ".gz" and partial.read_bytes()[:2] != b"\x1f\x8b":
+        partial.write_bytes(gzip.compress(content, mtime=0))
+    partial.rename(target)
+    return target
+
+
+def _download(url, partial):
+    """Fetches url into a file, going on where an earlier try stopped."""
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "qkv", **({"Range": f"bytes={have}-"} if have else {})})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer, open(partial, "ab" if answer.status == 206 else "wb") as f:
+            shutil.copyfileobj(answer, f)
+    except urllib.error.HTTPError as e:
+        if e.code != 416:  # 416: nothing is left to fetch
+            raise

@@ -1,0 +1,23 @@
+"""Loss of a model on held-out batches."""
+
+import contextlib
+import math
+
+import torch
+
+
+@torch.no_grad()
+def evaluate(model, objective, batches, device="cpu", autocast=contextlib.nullcontext, total=lambda x: x):
+    """{loss, perplexity, accuracy} a target over the batches. total adds a number up over ranks. The model keeps its mode."""
+    was, sums, count = model.training, {}, 0
+    model.eval()
+    for batch in batches:
+        with autocast():
+            loss = objective.loss(model, batch.to(device))
+        count += loss.count
+        for k, v in loss.metrics.items():
+            sums[k] = sums.get(k, 0.0) + float(v)
+    model.train(was)
+    count = total(count)
+    out = {k: total(v) / max(1, count) for k, v in sorted(sums.items())}
+    return {"loss": out["loss"], "perplexity": math.exp(min(50.0, out["loss"])), "accuracy": out.get("accuracy")}

@@ -1,0 +1,70 @@
+"""Beam search (Graves, 2012; Wu et al., 2016, section 7 for the length penalty)."""
+
+import torch
+
+from .sampling import Decoding
+
+
+@torch.inference_mode()
+def beam_search(model, prompts, beams=4, *, most=100, penalty=1.0, end=None, cached=True):
+    """[[ids]] and their scores: the best continuation of each prompt, by log probability / length ** penalty.
+
+    A row ends once `beams` hypotheses are finished and none still open can beat the worst of them. Raises ValueError for beams < 1.
+    """
+    if beams < 1:
+        raise ValueError(f"beams={beams}: must be at least 1")
+    was = model.training
+    model.eval()
+    try:
+        return _search(model, prompts, beams, most, penalty, model.config.eos if end is None else end, cached)
+    finally:
+        model.train(was)
+
+
+def _search(model, prompts, K, most, penalty, end, cached):
+    B = len(prompts)
+    state = Decoding(model, prompts, cached=cached, room=most)
+    device, first = state.ids.device, state.length
+    state.select(torch.arange(B, device=device).repeat_interleave(K))
+    scores = torch.full((B, K), -torch.inf, device=device)
+    scores[:, 0] = 0.0  # the K copies of a prompt are one hypothesis at first
+    finished = [[] for _ in range(B)]
+    done = [False] * B
+    for i in range(most):
+        logp = state.logits.float().log_softmax(-1).view(B, K, -1)
+        V = logp.shape[-1]
+        best, at = (scores[..., None] + logp).flatten(1).topk(min(2 * K, K * V))  # K of them do not end, whatever happens
+        rows, tokens, kept = [], [], []
+        for b, (values, places) in enumerate(zip(best.tolist(), at.tolist())):
+            going = []
+            for rank, (value, place) in enumerate(zip(values, places)):
+                beam, token = divmod(place, V)
+                if token == end:
+                    if rank < K and not done[b]:
+                        ids = state.seen[b * K + beam, first:].tolist()
+                        finished[b].append((value / (len(ids) + 1) ** penalty, ids))
+                elif len(going) < K:
+                    going.append((value, b * K + beam, token))
+            finished[b] = sorted(finished[b], key=lambda f: -f[0])[:K]
+            if len(finished[b]) == K:
+                done[b] = done[b] or finished[b][-1][0] >= going[0][0] / (i + 1) ** penalty
+            while len(going) < K:
+                going.append((-torch.inf, b * K, 0))
+            kept.append([g[0] for g in going])
+            rows += [g[1] for g in going]
+            tokens += [g[2] for g in going]
+        if all(done):
+            break
+        scores = torch.tensor(kept, device=device)
+        state.select(torch.tensor(rows, device=device))
+        if i == most - 1 or state.full():
+            state.seen = torch.cat([state.seen, torch.tensor(tokens, device=device)[:, None]], 1)
+            break
+        state.push(torch.tensor(tokens, device=device))
+    out = []
+    for b in range(B):
+        if not done[b]:
+            open_ = [(s / max(1, state.length - first) ** penalty, state.seen[b * K + k, first:].tolist()) for k, s in enumerate(scores[b].tolist())]
+            finished[b] += open_ if len(finished[b]) < K else []
+        out.append(max(finished[b], key=lambda f: f[0]))
+    return [ids for _, ids in out], [score for score, _ in out]

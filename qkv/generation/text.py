@@ -1,0 +1,98 @@
+"""Text to text: prompts encoded, answers decoded as they come, stop strings watched for."""
+
+from .beam import beam_search
+from .sampling import Sampling, generate, steps
+
+
+def encode(model, tokenizer, prompt):
+    """Ids of a prompt as the model was trained to read it."""
+    ids = tokenizer.encode(prompt)
+    if hasattr(model, "encode"):
+        return [*ids, tokenizer.eos] if tokenizer.eos is not None else ids
+    if not ids:  # nothing to go on from: what stands before a text
+        before = tokenizer.eos if tokenizer.eos is not None else tokenizer.bos
+        ids = [] if before is None else [before]
+    return ids
+
+
+def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=()):
+    """Yields pieces of the answer as text. stop: strings that end it; they are not part of it."""
+    ids, told, text = [], 0, ""
+    hold = max((len(s) for s in stop), default=0)
+    for (token,) in steps(model, [encode(model, tokenizer, prompt)], sampling, most=most):
+        if token is None:
+            break
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        cut = min((i for s in stop if (i := text.find(s, max(0, told - hold))) >= 0), default=-1)
+        if cut >= 0:
+            yield text[told:cut]
+            return
+        safe = len(text) - (1 if text.endswith("�") else 0) - _partial(text, stop)
+        if safe > told:  # half a character, or what may become a stop string, waits
+            yield text[told:safe]
+            told = safe
+    yield text[told:]
+
+
+def _partial(text, stop):
+    """Length of the longest end of `text` that a stop string begins with."""
+    return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+
+
+def complete(model, tokenizer, prompts, sampling=None, *, most=200, beams=0, penalty=1.0, stop=()):
+    """[answer] of each prompt, all in one batch; beams > 0 searches instead of sampling."""
+    ids = [encode(model, tokenizer, p) for p in prompts]
+    rows = beam_search(model, ids, beams, most=most, penalty=penalty)[0] if beams else generate(model, ids, sampling, most=most)
+    out = []
+    for row in rows:
+        text = tokenizer.decode(row)
+        cuts = [text.find(s) for s in stop if s in text]
+        out.append(text[: min(cuts)] if cuts else text)
+    return out
+
+
+def sample_text(model, run, prompt, most):
+    """A sample to look at while training: a continuation, or a few held-out pairs with the model's answers, or filled-in masks."""
+    tokenizer = run.tokenizer
+    if hasattr(model, "encode") or hasattr(run.valid, "pairs"):
+        rows = run.valid.pairs[:3]
+        if hasattr(model, "encode"):
+            prompts = [[*a, tokenizer.eos] for a, _ in rows]
+        else:
+            prompts = [[tokenizer.bos, *a, tokenizer.sep] for a, _ in rows]
+        answers = generate(model, prompts, most=min(most, 60))
+        show = lambda ids: tokenizer.decode(ids).replace("\n", " ")
+        return "\n".join(f"{show(a)}  ->  {show(o)}   (wanted: {show(b)})" for (a, b), o in zip(rows, answers))
+    if type(model.config).__name__ == "Encoder":
+        return _filled(model, run)
+    sampling = Sampling(temperature=0.8, top_k=50, seed=1)
+    prompt_ids = encode(model, tokenizer, prompt)
+    (row,) = generate(model, [prompt_ids], sampling, most=most, end=())
+    return prompt + tokenizer.decode(row)
+
+
+def _filled(model, run):
+    """The first held-out row with [word] where a mask was filled rightly, and [word|truth] where not."""
+    import torch
+
+    from ..data import rng
+
+    was = model.training
+    model.eval()
+    batch = run.objective.batch(run.valid.rows(run.valid.in_order()[:1]), rng(0)).to(run.device)
+    with torch.inference_mode():
+        best = model(**batch.inputs)["logits"].argmax(-1).tolist()
+    model.train(was)
+    ids, out = batch.inputs["input_ids"][0].tolist(), []
+    spots = dict(zip(batch.inputs["at"].tolist(), zip(best, batch.labels.tolist())))
+    for i, t in enumerate(ids[:60]):
+        if i in spots:
+            guess, truth = (run.tokenizer.decode([x]).strip() for x in spots[i])
+            out.append(f" [{guess}]" if guess == truth else f" [{guess}|{truth}]")
+        else:
+            piece = run.tokenizer.token(t)
+            out.append(run.tokenizer.decode([t]) if not piece.startswith("##") else piece[2:])
+            if out[-1] and not piece.startswith("##") and not out[-1][0].isspace() and piece.isalnum():
+                out[-1] = " " + out[-1]
+    return "".join(out).strip()

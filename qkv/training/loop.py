@@ -1,0 +1,354 @@
+"""The training loop, to be read in one sitting: recipe -> data -> model -> steps -> checkpoints.
+
+A step: take the step's examples (a function of seed and step), run the passes that it accumulates, divide by the number of targets
+of all passes and ranks, clip, step. Everything random is keyed by (seed, step), so a resumed run goes on bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from .. import data as data_of
+from .. import models, objectives
+from ..checkpoints import files, runs
+from ..words import nearest
+from ..data import rng
+from ..data import tokenizer as tokenizers
+from ..evaluation.loss import evaluate
+from . import distributed, folder, optim, recipe
+
+
+class Diverged(RuntimeError):
+    """The loss was not finite five times in a row."""
+
+
+@dataclass
+class Run:
+    """Everything a run is made of, put together from its recipe."""
+
+    recipe: recipe.Recipe
+    tokenizer: object
+    model: torch.nn.Module
+    objective: object
+    train: object
+    valid: object
+    device: torch.device
+    bf16: bool
+
+
+def threads(asked):
+    """How many threads to compute with: what was asked, or all cores that this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    if asked > cores:
+        raise recipe.RecipeError(f"train.threads={asked}: this process may use {cores} cores")
+    return asked or cores
+
+
+def fast_bf16():
+    """Does this machine multiply in bfloat16 faster than in float32?"""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def assemble(r, weights=None):
+    """Run of a recipe; weights: a checkpoint folder whose model and tokenizer are taken instead of fresh ones."""
+    t, d = r.train, r.data
+    torch.set_num_threads(max(1, threads(t.threads) // distributed.world()))
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if t.device == "auto" else t.device)
+    fields = {k: v for k, v in r.model.items() if k != "preset"}
+    cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
+    corpus = data_of.open_corpus(d)
+    if weights is None:
+        vocab = d.vocab or fields.get("vocab") or cfg.vocab
+        tokenizer = data_of.make_tokenizer(dataclasses.replace(d, vocab=vocab), corpus)
+        size = fields.get("vocab") or len(tokenizer)
+        if size < len(tokenizer):
+            raise recipe.RecipeError(f"model.vocab={size} is smaller than the tokenizer's {len(tokenizer)} tokens; leave it out, or make it larger")
+        cfg = models.replace(cfg, vocab=size, pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos)
+        if type(cfg).__name__ == "EncoderDecoder":
+            cfg = models.replace(cfg, start=tokenizer.bos, target_vocab=None)
+        torch.manual_seed(t.seed)
+        model = models.build(cfg)
+    else:
+        tokenizer, model = tokenizers.load(weights), models.load(weights)
+        cfg = model.config
+        check_vocabulary(tokenizer, cfg, weights)
+    objective = objectives.make(t.objective, cfg, tokenizer, corpus.paired, mask_rate=t.mask_rate, smoothing=t.smoothing)
+    length = d.length or cfg.length
+    if length > cfg.length:
+        raise recipe.RecipeError(f"data.length={length} is more than the model's {cfg.length} positions (model.length)")
+    extra = getattr(objective, "extra", 0)
+    train, valid = data_of.rows_of(d, corpus, tokenizer, length=length, extra=extra, tokens=t.tokens, seed=t.seed)
+    bf16 = t.precision == "bf16" or (t.precision == "auto" and fast_bf16())
+    return Run(r, tokenizer, model.to(device), objective, train, valid, device, bf16)
+
+
+def check_vocabulary(tokenizer, cfg, where):
+    """Raises where a tokenizer has ids that the model has no embedding for."""
+    if len(tokenizer) > cfg.vocab:
+        raise recipe.RecipeError(f"{where}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary is {cfg.vocab}; they do not belong together")
+
+
+def batches_of(run, step, rank=0, world=1):
+    """The passes of one step for one rank: a function of (seed, step)."""
+    t, out = run.recipe.train, []
+    for i in range(t.accumulate):
+        number = step * t.accumulate + i
+        r = rng(t.seed, number, 3)
+        if isinstance(run.train, data_of.Pairs):
+            rows = run.train.batch(number)
+            out.append(run.objective.pairs(rows[rank::world] or rows[:1], r))
+        else:
+            starts = run.train.starts_of(number * t.batch, t.batch)
+            whole = run.objective.batch(run.train.rows(starts), r)
+            out.append(whole if world == 1 else _slice(run, starts, number, rank, world))
+    return out
+
+
+def _slice(run, starts, number, rank, world):
+    """A rank's rows of a batch; corruption is drawn for the whole batch first, so that it does not depend on the ranks."""
+    parts = [run.objective.batch(run.train.rows(starts[i : i + 1]), rng(run.recipe.train.seed, number, 3, i)) for i in range(rank, len(starts), world)]
+    return _join(parts)
+
+
+def _join(parts):
+    T = parts[0].inputs["input_ids"].shape[1]
+    inputs = {}
+    names = set().union(*(p.inputs for p in parts))
+    for name in sorted(names):
+        if name == "at":
+            inputs[name] = torch.cat([p.inputs[name] + i * T for i, p in enumerate(parts)])
+        else:
+            blank = torch.zeros(1, T, dtype=torch.long) if name == "documents" else torch.arange(T)[None]
+            inputs[name] = torch.cat([p.inputs.get(name, blank) for p in parts])
+    return data_of.Batch(inputs, torch.cat([p.labels for p in parts]), sum(p.count for p in parts), sum(p.tokens for p in parts))
+
+
+def total_steps(run):
+    """How many steps the recipe asks for, or None where the clock decides."""
+    t = run.recipe.train
+    if t.epochs is not None:
+        rows = len(run.train)
+        if isinstance(run.train, data_of.Pairs):
+            per = len(run.train.epoch(0)) / t.accumulate
+        else:
+            per = rows / (t.batch * t.accumulate)
+        steps = max(1, math.ceil(t.epochs * per))
+        return min(steps, t.steps) if t.steps else steps
+    return t.steps
+
+
+def train(r, where, *, resume=None, show=None):
+    """Trains a recipe in the run folder `where` and returns the final held-out metrics.
+
+    resume: checkpoint folder to go on from. show: an object with step, evaluated, sample, note and saved (a live panel); see
+    cli.panel. SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
+    """
+    rank, world = distributed.rank(), distributed.world()
+    show = show or Quiet()
+    run = assemble(r, resume)
+    t, model, device = r.train, run.model, run.device
+    optimizer = optim.make(model, t.optimizer, t.lr, t.weight_decay, (t.beta1, t.beta2), t.muon_lr)
+    names = {p: n for n, p in model.named_parameters()}
+    state = {"step": 0, "seconds": 0.0, "tokens": 0}
+    if resume is not None:
+        state = files.read_json(resume / "state.json")
+        optimizer.load(files.read_tensors(resume / "optimizer.safetensors"), names)
+        for key, now in environment(t).items():
+            if state["environment"].get(key) != now:
+                show.note(f"{key} was {state['environment'].get(key)} and is {now}: the run goes on, but not bit for bit")
+    steps = total_steps(run)
+    if steps is None and t.seconds is None:
+        raise recipe.RecipeError("the run has no end: give steps=, epochs= or seconds=")
+    metrics = folder.Metrics(where / "metrics.jsonl", state["step"] if resume else None) if rank == 0 else None
+    wrapped = distributed.wrap(model)
+    forward = torch.compile(wrapped) if t.compile else wrapped
+    autocast = lambda: torch.autocast(device.type, torch.bfloat16) if run.bf16 else contextlib.nullcontext()
+    stop = _Stop()
+    began, before, bad = time.monotonic(), state["seconds"], 0
+    step, tokens, last_saved = state["step"], state["tokens"], state["step"]
+    every = {"eval": t.eval_every, "save": t.save_every, "sample": t.sample_every}
+    clock = {"eval": time.monotonic(), "save": time.monotonic(), "sample": time.monotonic()}
+    patience = {"eval": min(60.0, (t.seconds or 600) / 6), "save": 120.0, "sample": min(120.0, (t.seconds or 600) / 3)}
+    elapsed = lambda: before + time.monotonic() - began
+
+    def due(what):
+        """Is it time, by steps or by the clock of rank 0?"""
+        now = step % every[what] == 0 if every[what] else distributed.agree(time.monotonic() - clock[what] > patience[what])
+        if now:
+            clock[what] = time.monotonic()
+        return now
+
+    def save():
+        nonlocal last_saved
+        if rank == 0:
+            kept = {"step": step, "seconds": elapsed(), "tokens": tokens, "environment": environment(t), "recipe": r.name}
+            try:
+                path = runs.save(where / "checkpoints", step, lambda f: write_model(f, model, run.tokenizer), optimizer.state(names), kept, t.keep)
+                show.saved(path)
+                last_saved = step
+            except OSError as e:
+                show.note(f"the checkpoint at step {step} could not be written ({e}); the one before it is kept")
+        distributed.barrier()
+
+    def check():
+        held = evaluate(model, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
+        held["bits_per_byte"] = bits_per_byte(run, held["loss"])
+        if rank == 0:
+            metrics.write(step=step, **{f"valid_{k}": v for k, v in held.items() if v is not None})
+            show.evaluated(step, held)
+        return held
+
+    def sample():
+        if rank == 0:
+            from ..generation import sample_text
+
+            with autocast():
+                text = sample_text(model, run, t.prompt, t.sample_tokens)
+            with open(where / "samples.md", "a", encoding="utf-8") as f:
+                f.write(f"## step {step}\n\n{text}\n\n")
+            show.sample(step, text)
+        distributed.barrier()
+
+    held = check() if step == 0 else None
+    show.begin(run, steps, t.seconds, step)
+    with stop, ThreadPoolExecutor(1) as loader:
+        ahead = loader.submit(batches_of, run, step, rank, world)
+        model.train()
+        while not (steps is not None and step >= steps) and not distributed.agree(t.seconds is not None and elapsed() >= t.seconds):
+            if distributed.any(stop.asked):
+                break
+            batches = [b.to(device) for b in ahead.result()]
+            ahead = loader.submit(batches_of, run, step + 1, rank, world)
+            done = max(step / steps if steps else 0.0, elapsed() / t.seconds if t.seconds else 0.0)
+            scale = optim.factor(t.schedule, step, done, t.warmup)
+            optimizer.scale(scale)
+            count = distributed.total(sum(b.count for b in batches))
+            total = torch.zeros((), device=device)
+            for i, batch in enumerate(batches):
+                torch.manual_seed(hash((t.seed, step, i, rank)) & 0xFFFFFFFF)  # dropout
+                with distributed.last(wrapped, i == len(batches) - 1), autocast():
+                    loss = run.objective.loss(forward, batch)
+                    (loss.value * (world / max(1, count))).backward()
+                total += loss.metrics["loss"]
+            mean = distributed.total(total.item()) / max(1, count)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip if t.clip else math.inf, foreach=True).item()
+            if math.isfinite(mean) and math.isfinite(norm):
+                optimizer.step()
+                bad = 0
+            else:  # every rank has the same mean and norm, so all skip together
+                bad += 1
+                show.note(f"step {step}: the loss or its gradient is not finite; the step is skipped ({bad} in a row)")
+            optimizer.zero_grad()
+            step, tokens = step + 1, tokens + distributed.total(sum(b.tokens for b in batches))
+            if rank == 0:
+                metrics.write(step=step, loss=mean, norm=norm, lr=t.lr * scale, tokens=tokens, seconds=round(elapsed(), 3))
+                show.step(step, mean, tokens, elapsed(), t.lr * scale)
+            if bad == 5:
+                raise Diverged(_advice(where, r, last_saved))
+            if due("eval"):
+                held = check()
+            if due("sample"):
+                sample()
+            if due("save"):
+                save()
+    distributed.barrier()
+    interrupted = distributed.any(stop.asked)
+    if last_saved != step or step == 0:
+        save()
+    if not interrupted:
+        held = check()
+        sample()
+    if rank == 0:
+        metrics.close()
+    show.end(interrupted)
+    return held
+
+
+def _advice(where, r, last_saved):
+    return (
+        f"the loss was not finite five times in a row, so the run was stopped; the last good checkpoint is step {last_saved} in "
+        f"{where}/checkpoints. Go on from it with a lower learning rate: qkv train {where} lr={r.train.lr / 3:g}"
+    )
+
+
+def environment(t):
+    """What bit-for-bit resuming depends on."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "world": distributed.world(),
+            "instructions": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
+
+
+def write_model(where, model, tokenizer):
+    """The model's files in its published layout, and its tokenizer."""
+    raw, tensors = models.published_files(model)
+    files.write_json(where / "config.json", raw)
+    files.write_tensors(where / "model.safetensors", tensors)
+    tokenizer.save(where)
+
+
+def valid_batches(run, most, rows):
+    """The first `most` held-out batches, in the order of the text; every rank takes its share."""
+    rank, world = distributed.rank(), distributed.world()
+    if isinstance(run.valid, data_of.Pairs):
+        groups = run.valid.in_order()
+        step = max(1, len(groups) // most)
+        for i, group in enumerate(groups[::step][:most]):
+            if i % world == rank:
+                yield run.objective.pairs(group, rng(0, i))
+        return
+    starts = run.valid.in_order()
+    for i in range(min(most, math.ceil(len(starts) / rows))):
+        if i % world == rank:
+            yield run.objective.batch(run.valid.rows(starts[i * rows : (i + 1) * rows]), rng(0, i))
+
+
+def bits_per_byte(run, loss):
+    """Held-out bits a byte of text, for models that predict every token; None for others."""
+    if isinstance(run.valid, data_of.Pairs) or not isinstance(run.objective, objectives.Causal):
+        return None
+    shards = run.valid.shards
+    return loss / math.log(2) * len(shards) / max(1, shards.nbytes)
+
+
+class _Stop:
+    """Turns the first SIGINT or SIGTERM into a wish to stop; the second one stops at once."""
+
+    def __init__(self):
+        self.asked, self.old = False, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for s in (signal.SIGINT, signal.SIGTERM):
+                self.old[s] = signal.signal(s, self._ask)
+        return self
+
+    def _ask(self, number, frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *exc):
+        for s, handler in self.old.items():
+            signal.signal(s, handler)
+
+
+class Quiet:
+    """A panel that shows nothing."""
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+def known_presets(what):
+    """Raises with the nearest name where `what` is no preset."""
+    if what not in models.presets():
+        raise recipe.RecipeError(f"'{what}' is no preset, recipe or run.{nearest(what, [*models.presets(), *recipe.shipped()])} `qkv ls` lists them")
