@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .layers import Dropout
 from .positions import Position
 
 
@@ -12,7 +13,7 @@ class Residual(nn.Module):
     def __init__(self, f, pre=None, post=None, out=None, scale=1.0, gate=None, dropout=0.0):
         super().__init__()
         self.pre, self.f = pre or nn.Identity(), f
-        self.out, self.gate, self.drop = out or nn.Identity(), gate or nn.Identity(), nn.Dropout(dropout)
+        self.out, self.gate, self.drop = out or nn.Identity(), gate or nn.Identity(), Dropout(dropout)
         self.post, self.scale = post or nn.Identity(), scale
 
     def forward(self, x_BTD, ctx):

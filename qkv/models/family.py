@@ -75,10 +75,10 @@ class Family:
         if cfg.output in ("sequence", "tokens"):
             raw["id2label"] = {str(i): f"LABEL_{i}" for i in range(cfg.labels)}
             raw["label2id"] = {f"LABEL_{i}": i for i in range(cfg.labels)}
-        raw = self.after(raw, cfg) | {"architectures": [cls], "model_type": self.name}
         try:
+            raw = self.after(raw, cfg) | {"architectures": [cls], "model_type": self.name}
             same = self.read(raw, cls)
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, KeyError):  # a slot that this family cannot name
             return None
         ignore = {"init", "init_std"}
         return raw if all(getattr(same, n) == getattr(cfg, n, None) for n in have - ignore) and type(same) is type(cfg) else None

@@ -6,7 +6,7 @@ Dims: B batch, T tokens, D model, V vocabulary, N labels.
 import torch
 from torch import nn
 
-from ..core.layers import LayerNorm, activation
+from ..core.layers import Dropout, LayerNorm, activation
 
 
 class LanguageHead(nn.Module):
@@ -41,7 +41,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, dim, labels, dropout=0.0):
         super().__init__()
-        self.drop, self.out = nn.Dropout(dropout), nn.Linear(dim, labels)
+        self.drop, self.out = Dropout(dropout), nn.Linear(dim, labels)
 
     def forward(self, hidden_BTD, facts):
         return {"logits": self.out(self.drop(hidden_BTD))}
@@ -64,7 +64,7 @@ class PooledHead(nn.Module):
 
     def __init__(self, dim, labels, dropout=0.0):
         super().__init__()
-        self.drop, self.out = nn.Dropout(dropout), nn.Linear(dim, labels)
+        self.drop, self.out = Dropout(dropout), nn.Linear(dim, labels)
 
     def forward(self, hidden_BTD, facts):
         return {"logits": self.out(self.drop(facts["pooled"]))}

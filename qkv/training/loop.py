@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import data as data_of
-from .. import models, objectives
+from .. import models, objectives, runtime
 from ..checkpoints import files, runs
 from ..words import nearest
 from ..data import rng
@@ -62,6 +62,7 @@ def fast_bf16():
 def assemble(r, weights=None):
     """Run of a recipe; weights: a checkpoint folder whose model and tokenizer are taken instead of fresh ones."""
     t, d = r.train, r.data
+    runtime.keep_memory()
     torch.set_num_threads(max(1, threads(t.threads) // distributed.world()))
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if t.device == "auto" else t.device)
     fields = {k: v for k, v in r.model.items() if k != "preset"}
