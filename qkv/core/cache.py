@@ -79,11 +79,11 @@ class Cache:
 
     def select(self, rows):
         """Keeps the given rows of the batch, in that order (beams)."""
-        pick = lambda x: x[rows] if torch.is_tensor(x) and x.shape[0] > 1 else x
-        self.position = pick(self.position)
-        self.marks = {n: pick(m) for n, m in self.marks.items()}
-        self.kv = {who: tuple(pick(x) for x in pair) for who, pair in self.kv.items()}
-        deep = lambda x: tuple(map(deep, x)) if isinstance(x, tuple) else x.rows(pick) if isinstance(x, Tokens) else pick(x)
+        shared = lambda x: x[rows] if x.shape[0] > 1 else x  # positions that all rows have in common stay so
+        self.position = shared(self.position)
+        self.marks = {n: shared(m) for n, m in self.marks.items()}
+        self.kv = {who: tuple(x[rows] for x in pair) for who, pair in self.kv.items()}
+        deep = lambda x: tuple(map(deep, x)) if isinstance(x, tuple) else x.rows(shared) if isinstance(x, Tokens) else x[rows]
         self.made = {who: deep(x) for who, x in self.made.items()}
 
     def nbytes(self):

@@ -40,6 +40,11 @@ class Tokenizer:
         """Ids of a text, without special tokens around it."""
         return self.engine.encode(text, add_special_tokens=False).ids
 
+    def prompt(self, text):
+        """Ids of a text that a decoder goes on from: with what the tokenizer puts before every text (LLaMA's <s>)."""
+        ids = self.engine.encode(text).ids
+        return ids[:-1] if ids and ids[-1] in (self.eos, self.sep) and self.engine.encode(text, add_special_tokens=False).ids != ids else ids
+
     def encode_all(self, texts):
         """Ids of many texts, on several threads."""
         return [e.ids for e in self.engine.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -219,12 +224,7 @@ def _sentencepiece(path):
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     prefix = bool(normalizer.get(3, 1))
     if trainer.get(3, 1) == 2:
-        engine = Engine(models.BPE(vocab, _merges(pieces, vocab), unk_token=pieces[unknown][0], fuse_unk=True, byte_fallback=fallback))
-        steps += [normalizers.Prepend("▁")] if prefix else []
-        steps.append(normalizers.Replace(" ", "▁"))
-        engine.normalizer = normalizers.Sequence(steps)
-        strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-        engine.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+        engine = _bpe_pieces(pieces, steps, prefix, unknown, fallback)
     else:
         engine = Engine(models.Unigram([(p, s) for p, s, _ in pieces], unknown, fallback))
         if steps:
@@ -234,6 +234,29 @@ def _sentencepiece(path):
     control = [p for p, _, kind in pieces if kind in (2, 3)]
     engine.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in control])
     return engine
+
+
+def _bpe_pieces(pieces, steps=(), prefix=True, unknown=0, fallback=True):
+    """A LLaMA-like engine: BPE over scored pieces (text, score, kind), bytes where nothing fits, <s> before every text."""
+    vocab = {p: i for i, (p, _, _) in enumerate(pieces)}
+    engine = Engine(models.BPE(vocab, _merges(pieces, vocab), unk_token=pieces[unknown][0], fuse_unk=True, byte_fallback=fallback))
+    before = [normalizers.Prepend("▁")] if prefix else []
+    engine.normalizer = normalizers.Sequence([*steps, *before, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    engine.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    if "<s>" in vocab:
+        engine.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
+    return engine
+
+
+def from_pieces(pieces):
+    """A tokenizer of scored byte pieces [(bytes, score)] whose first three are unknown, begin and end (llama2.c)."""
+    named = ["<unk>", "<s>", "</s>"]
+    rows = [(named[i] if i < 3 else p.decode("utf-8", "replace").replace(" ", "▁"), s, 3 if i < 3 else 1) for i, (p, s) in enumerate(pieces)]
+    rows = [(p, s, 6 if p.startswith("<0x") and len(p) == 6 else k) for p, s, k in rows]
+    engine = _bpe_pieces(rows)
+    engine.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in named])
+    return Tokenizer(engine)
 
 
 def _merges(pieces, vocab):

@@ -6,9 +6,10 @@ from .sampling import Sampling, generate, steps
 
 def encode(model, tokenizer, prompt):
     """Ids of a prompt as the model was trained to read it."""
-    ids = tokenizer.encode(prompt)
     if hasattr(model, "encode"):
+        ids = tokenizer.encode(prompt)
         return [*ids, tokenizer.eos] if tokenizer.eos is not None else ids
+    ids = tokenizer.prompt(prompt)
     if not ids:  # nothing to go on from: what stands before a text
         before = tokenizer.eos if tokenizer.eos is not None else tokenizer.bos
         ids = [] if before is None else [before]

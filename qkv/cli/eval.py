@@ -1,0 +1,130 @@
+"""qkv eval"""
+
+HELP = """
+qkv eval WHAT [FILE] [key=value ...]
+
+Loss, perplexity and bits a byte of a model on a text (a decoder), on masked tokens (an encoder, masks drawn by seed), or loss and
+BLEU on pairs (an encoder-decoder; FILE and target=FILE are aligned by line). Without a file: the run's own held-out text.
+
+  qkv eval last
+  qkv eval last other.txt
+  qkv eval runs/multi30k-... data=multi30k part=test_2016_flickr beams=5
+  qkv eval runs/mine en.test target=de.test
+
+keys: target  data  part  languages (en-de)  beams (0: greedy)  penalty (1)  batches (all)  field  split  errors  length
+"""
+KEYS = ("target", "data", "part", "languages", "beams", "penalty", "batches", "field", "split", "errors", "length", "limit")
+
+
+def run(words, verb):
+    from .main import options
+
+    plain, given, _ = options(words, KEYS)
+    if not plain or len(plain) > 2:
+        raise ValueError("name a model and at most one file: qkv eval last FILE")
+    what, source = plain[0], plain[1] if len(plain) > 1 else None
+    from .. import data, objectives
+    from ..data import registry, text
+    from ..evaluation.loss import evaluate
+    from ..training import folder, recipe
+    from .common import open_model
+
+    model, tokenizer, where = open_model(what)
+    cfg = model.config
+    kind = type(cfg).__name__
+    run_folder = folder.find(what)
+    settings = recipe.resolve(recipe.load(run_folder / "recipe.toml")).data if run_folder else data.Data()
+    length = min(given.get("length") or settings.length or cfg.length, cfg.length)
+    reading = {k: given[k] for k in ("field", "split", "errors") if k in given}
+    rows = shard = None
+    if given.get("data"):
+        name = given["data"]
+        if name not in registry.PUBLISHED or registry.PUBLISHED[name].kind != "pairs":
+            raise ValueError(f"data={name}: name a data set of pairs ({', '.join(n for n, p in registry.PUBLISHED.items() if p.kind == 'pairs')}), or give a FILE")
+        a, _, b = given.get("languages", "en-de").partition("-")
+        rows = text.pairs(*(str(registry.fetch(name, f"{given.get('part', 'val')}.{x}")) for x in (a, b)))
+    elif source and (given.get("target") or kind == "EncoderDecoder"):
+        if not given.get("target"):
+            raise ValueError("an encoder-decoder is scored on pairs: give target=FILE beside the source file")
+        rows = text.pairs(source, given["target"])
+    elif source:
+        docs = lambda: text.documents(source, **reading)
+        shard = _shards(docs(), tokenizer)
+    elif run_folder:
+        corpus = data.open_corpus(settings)
+        if corpus.paired:
+            rows = corpus.valid
+        else:
+            shard = _shards(corpus.valid(), tokenizer)
+    else:
+        raise ValueError("name the file to score on: qkv eval FOLDER FILE")
+    objective = objectives.make("auto", cfg, tokenizer, rows is not None)
+    if rows is not None:
+        if given.get("limit"):
+            rows = rows[: given["limit"]]
+        ids = [tuple(zip_ids) for zip_ids in zip(*(tokenizer.encode_all([r[i] for r in rows]) for i in (0, 1)))]
+        groups = data.Pairs(ids, tokens=4096).in_order()
+        batches = [objective.pairs(g, data.rng(0, i)) for i, g in enumerate(groups)]
+    else:
+        span = min(length + objective.extra, len(shard))
+        windows = data.Windows(shard, span, name=source or "the held-out text")
+        starts = windows.in_order()
+        batches = (objective.batch(windows.rows(starts[i : i + 8]), data.rng(0, i)) for i in range(0, len(starts), 8))
+    if given.get("batches"):
+        import itertools
+
+        batches = itertools.islice(batches, given["batches"])
+    held = evaluate(model, objective, _progress(batches))
+    print(f"loss        {held['loss']:.4f} a token")
+    print(f"perplexity  {held['perplexity']:,.3f}")
+    if held["accuracy"] is not None:
+        print(f"accuracy    {100 * held['accuracy']:.2f} %")
+    if shard is not None and kind == "Decoder":
+        import math
+
+        print(f"bits a byte {held['loss'] / math.log(2) * len(shard) / max(1, shard.nbytes):.4f}")
+    if rows is not None:
+        _answers(model, tokenizer, rows, given)
+
+
+def _progress(batches):
+    from rich.progress import track
+
+    return track(batches, "scoring", transient=True)
+
+
+def _shards(texts, tokenizer):
+    import numpy as np
+
+    from ..data.shards import Shards
+
+    ids, ends, nbytes = [], [], 0
+    for t in texts:
+        ids += tokenizer.encode(t) + ([] if tokenizer.eos is None else [tokenizer.eos])
+        ends.append(len(ids))
+        nbytes += len(t.encode())
+    return Shards(np.array(ids, dtype=np.int64), np.array(ends, dtype=np.int64), nbytes)
+
+
+def _answers(model, tokenizer, rows, given):
+    """Writes an answer to every source; prints how many are exact, and BLEU where sacrebleu is installed."""
+    from rich.progress import track
+
+    from ..generation import complete
+
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    answers = [""] * len(rows)
+    for i in track(range(0, len(order), 32), "answering", transient=True):
+        part = order[i : i + 32]
+        most = min(model.config.length, 2 * max(len(tokenizer.encode(rows[j][0])) for j in part) + 20)
+        prompts = [rows[j][0] for j in part]
+        for j, a in zip(part, complete(model, tokenizer, prompts, most=most, beams=given.get("beams", 0), penalty=given.get("penalty", 1.0))):
+            answers[j] = a.strip()
+    exact = sum(a == b for a, (_, b) in zip(answers, rows))
+    print(f"exact       {exact} of {len(rows)}")
+    try:
+        import sacrebleu
+    except ImportError:
+        print("BLEU        needs sacrebleu: pip install 'qkv[mt]'")
+        return
+    print(f"sacreBLEU   {sacrebleu.corpus_bleu(answers, [[b for _, b in rows]]).score:.2f}")

@@ -1,0 +1,88 @@
+"""qkv generate, qkv chat"""
+
+import sys
+
+HELP = """
+qkv generate WHAT [PROMPT ...] [key=value ...]
+qkv chat WHAT [key=value ...]
+
+WHAT is a run (last, runs/NAME), a checkpoint folder or a hub id. A decoder writes on from the prompt, an encoder-decoder answers
+it; several prompts are done as one batch. `chat` asks for prompts until you leave with Ctrl-D.
+
+  qkv generate last "The meaning of"
+  qkv generate last "A dog" tokens=300 temperature=0.7 top_p=0.9
+  qkv generate runs/multi30k-... "A dog runs on the beach." beams=5
+
+keys: tokens (200)  temperature (0.8; 0 is greedy)  top_k (0: all)  top_p (1)  repetition (1: none)  seed (0)
+      beams (0)  penalty (1: length penalty of beams)  stop (a text that ends it; repeat for more)
+"""
+KEYS = ("tokens", "temperature", "top_k", "top_p", "repetition", "seed", "beams", "penalty", "stop")
+
+
+def run(words, verb):
+    from .main import options
+
+    stop = [w.partition("=")[2] for w in words if w.startswith("stop=")]
+    plain, given, _ = options([w for w in words if not w.startswith("stop=")], KEYS)
+    if not plain:
+        raise ValueError("name what shall write: a run (last), a folder or a hub id, e.g. qkv generate last")
+    what, *prompts = plain
+    for key, kind in {"tokens": int, "beams": int, "seed": int, "top_k": int}.items():
+        if key in given and not isinstance(given[key], kind):
+            raise ValueError(f"{key}={given[key]!r}: must be a whole number")
+    for key in ("temperature", "top_p", "repetition", "penalty"):
+        if key in given and not isinstance(given[key], (int, float)):
+            raise ValueError(f"{key}={given[key]!r}: must be a number")
+    most, beams, penalty = given.pop("tokens", 200), given.pop("beams", 0), given.pop("penalty", 1.0)
+    if most < 1 or beams < 0:
+        raise ValueError(f"tokens={most}, beams={beams}: tokens must be at least 1, beams 0 or more")
+    import torch
+
+    from ..generation import Sampling, complete, stream
+    from .common import open_model
+
+    model, tokenizer, _ = open_model(what)
+    if type(model.config).__name__ == "Encoder":
+        raise ValueError(f"{what} is an encoder: it reads both ways and cannot write on. Decoders and encoder-decoders can")
+    if model.config.output != "lm":
+        raise ValueError(f"{what} has output={model.config.output}; writing needs output=lm")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    pair = hasattr(model, "encode")
+    sampling = Sampling(**({"temperature": 0.0 if pair else 0.8} | given))
+    if verb == "chat":
+        return chat(lambda p: stream(model, tokenizer, p, sampling, most=most, stop=stop), pair)
+    prompts = prompts or [""]
+    if pair and prompts == [""]:
+        raise ValueError('this model answers a text: give one, e.g. qkv generate last "A dog runs."')
+    if len(prompts) == 1 and not beams:
+        if not pair:
+            print(prompts[0], end="", flush=True)
+        for piece in stream(model, tokenizer, prompts[0], sampling, most=most, stop=stop):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    for prompt, answer in zip(prompts, complete(model, tokenizer, prompts, sampling, most=most, beams=beams, penalty=penalty, stop=stop)):
+        print(answer if pair else prompt + answer)
+    return 0
+
+
+def chat(answer, pair):
+    print("write, and end with Enter; Ctrl-D leaves", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return 0
+        if not prompt.strip():
+            continue
+        try:
+            if not pair:
+                print(prompt, end="")
+            for piece in answer(prompt):
+                print(piece, end="", flush=True)
+            print()
+        except ValueError as e:
+            print(f"({e})")
+        except KeyboardInterrupt:
+            print()

@@ -1,0 +1,76 @@
+"""Accounting: parameters by part, FLOPs a token, KV-cache and memory of a model, counted without allocating it."""
+
+import torch
+from torch import nn
+
+from ..core import Attention
+from . import build
+
+
+def blank(cfg):
+    """The model of a config on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return build(cfg)
+
+
+def parameters(model):
+    """{part: parameters}, every tensor once: embedding, attention, cross, feed-forward, norms, head."""
+    out = {}
+    for name, p in model.named_parameters():
+        inside = ".f." in name
+        part = name[: name.index(".f.")].split(".")[-1] if inside else ""
+        if "embed" in name.split(".")[0]:
+            part = "position table" if ".position." in name else "embedding" if ".token." in name or ".types." in name else "norms"
+        elif name.startswith(("head.", "pool.")):
+            part = "head"
+        elif inside:
+            part = {"attn": "attention", "cross": "cross-attention", "ffn": "feed-forward", "both": "attention and feed-forward"}[part]
+        elif "shared" in name:
+            part = "position bias"
+        else:
+            part = "norms"
+        out[part] = out.get(part, 0) + p.numel()
+    return out
+
+
+def flops(model, context=None):
+    """{part: FLOPs of a forward pass a token}: two a weight, and attention's scores and sums over `context` tokens (half of them seen
+    where attention is causal). An encoder-decoder counts one source and one target token."""
+    cfg = model.config
+    context = context or cfg.length
+    out = {"attention weights": 0, "feed-forward": 0, "scores and values": 0, "output matrix": 0}
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Linear):
+            part = "output matrix" if name.startswith("head") else "attention weights" if name.endswith((".q", ".k", ".v", ".o")) else "feed-forward"
+            out[part] += 2 * m.weight.numel()
+        elif isinstance(m, Attention):
+            from ..core import Causal, Sliding
+
+            seen = context
+            for p in m.pattern.parts():
+                seen = min(seen, context / 2) if isinstance(p, Causal) and not m.cross else min(seen, p.window) if isinstance(p, Sliding) else seen
+            out["scores and values"] += int(4 * m.heads * m.head_dim * seen)
+    return {k: v for k, v in out.items() if v}
+
+
+def cache_bytes(model, width=2):
+    """Bytes of keys and values that decoding keeps a token (width: bytes a number). Cross-attention's are kept once a source token."""
+    own = [m for n, m in model.named_modules() if isinstance(m, Attention) and not m.cross and not n.startswith("encoder")]
+    return sum(2 * m.kv_heads * m.head_dim * width for m in own)
+
+
+def training_bytes(model, batch=1):
+    """Rough memory of one training step in float32: weights, gradients, two moments, and the activations that backward needs
+    (34 numbers a token, layer and width, Korthikanti et al. 2022, without the scores, plus the logits)."""
+    cfg, n = model.config, sum(p.numel() for p in model.parameters())
+    layers = cfg.layers + (getattr(cfg, "decoder_layers", None) or 0)
+    return {"weights, gradients, moments": 16 * n, f"activations of {batch} x {cfg.length} tokens": batch * cfg.length * (layers * 34 * cfg.dim + 8 * cfg.vocab)}
+
+
+def size(n, units=("", "K", "M", "G", "T", "P"), base=1000):
+    """1536 -> '1.5 K'"""
+    n = float(n)
+    for unit in units:
+        if abs(n) < base or unit == units[-1]:
+            return f"{n:.3g} {unit}".rstrip()
+        n /= base
