@@ -20,7 +20,7 @@ class Cache:
         self.length = 0
         self.kv, self.made = {}, {}
         self.position, self.marks, self.plain = None, {}, True
-        self.slots = None  # (T,) places that the current pass writes to
+        self.at = self.slots = None  # the length as a tensor (a compiled step sees no new number), and the places being written
 
     def advance(self, queries):
         """Makes room for the tokens of a pass and returns all tokens seen so far (its keys)."""
@@ -32,8 +32,10 @@ class Cache:
             self.position = self.position.expand(B, -1).clone()
         if set(queries.marks) - set(self.marks):
             self.marks |= {n: torch.zeros_like(self.position) for n in queries.marks if n not in self.marks}
-        if not self.fixed or self.slots is None or self.slots.numel() != T:
-            self.slots = torch.arange(self.length, self.length + T, device=self.position.device)
+        if self.at is None:
+            self.at = torch.zeros((), dtype=torch.long, device=self.position.device)
+        self.slots = self.at + torch.arange(T, device=self.position.device)
+        self.at = self.at + T
         self.plain = self.plain and queries.plain
         self.position.index_copy_(1, self.slots, queries.position.expand(self.position.shape[0], -1))
         for name, mark in queries.marks.items():

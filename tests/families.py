@@ -1,0 +1,59 @@
+"""One row a family: the reference class, a small published config, and what its inputs are. One battery runs over all rows."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Row:
+    """name; cls: published class; config: published keys; inputs: kinds; checks that do not apply are left out by topology."""
+
+    name: str
+    cls: str
+    config: dict
+    topology: str
+    outputs: tuple = ("logits",)
+    reference: dict = field(default_factory=dict)  # our output -> the reference's attribute, where it differs
+
+
+GPT2 = {"vocab_size": 61, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+BERT = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 32}  # fmt: skip
+T5 = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+FAIRSEQ = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+           "encoder_ffn_dim": 48, "decoder_ffn_dim": 64, "max_position_embeddings": 32}  # fmt: skip
+LINEAR = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
+LLAMA3 = {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                              "original_max_position_embeddings": 16, "rope_theta": 500000.0}}  # fmt: skip
+
+FAMILIES = [
+    Row("gpt2", "GPT2LMHeadModel", GPT2, "decoder"),
+    Row("gpt2-untied", "GPT2LMHeadModel", GPT2 | {"tie_word_embeddings": False, "n_inner": 40, "activation_function": "relu"}, "decoder"),
+    Row("gpt2-hidden", "GPT2Model", GPT2, "decoder", ("hidden",)),
+    Row("gpt2-sequence", "GPT2ForSequenceClassification", GPT2 | {"num_labels": 3, "pad_token_id": 0}, "decoder-label"),
+    Row("gpt2-tokens", "GPT2ForTokenClassification", GPT2 | {"num_labels": 3}, "decoder-label"),
+    Row("llama", "LlamaForCausalLM", LLAMA, "decoder"),
+    Row("llama-biases", "LlamaForCausalLM", LLAMA | {"attention_bias": True, "mlp_bias": True, "head_dim": 12, "tie_word_embeddings": True}, "decoder"),
+    Row("llama-linear", "LlamaForCausalLM", LLAMA | LINEAR, "decoder"),
+    Row("llama-llama3", "LlamaForCausalLM", LLAMA | LLAMA3 | {"num_key_value_heads": 1}, "decoder"),
+    Row("llama-sequence", "LlamaForSequenceClassification", LLAMA | {"num_labels": 3, "pad_token_id": 0}, "decoder-label"),
+    Row("mistral-window", "MistralForCausalLM", LLAMA | {"sliding_window": 4}, "decoder"),
+    Row("mistral-full", "MistralForCausalLM", LLAMA | {"sliding_window": None}, "decoder"),
+    Row("bert-mlm", "BertForMaskedLM", BERT, "encoder"),
+    Row("bert", "BertModel", BERT | {"hidden_act": "relu", "type_vocab_size": 3}, "encoder", ("hidden", "pooled")),
+    Row("bert-pretraining", "BertForPreTraining", BERT, "encoder", ("prediction_logits", "seq_relationship_logits")),
+    Row("bert-next", "BertForNextSentencePrediction", BERT, "encoder"),
+    Row("bert-sequence", "BertForSequenceClassification", BERT | {"num_labels": 5}, "encoder"),
+    Row("bert-tokens", "BertForTokenClassification", BERT | {"num_labels": 5}, "encoder"),
+    Row("bert-span", "BertForQuestionAnswering", BERT, "encoder", ("start_logits", "end_logits")),
+    Row("bert-choice", "BertForMultipleChoice", BERT, "choice"),
+    Row("t5", "T5ForConditionalGeneration", T5, "encoder-decoder", ("logits", "encoder_hidden")),
+    Row("t5-v1.1", "T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, "encoder-decoder",
+        ("logits", "encoder_hidden")),
+    Row("t5-hidden", "T5Model", T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}, "encoder-decoder", ("hidden",)),
+    Row("t5-encoder", "T5EncoderModel", T5, "encoder-plain", ("hidden",)),
+    Row("marian", "MarianMTModel", FAIRSEQ | {"vocab_size": 61, "pad_token_id": 60, "decoder_start_token_id": 60, "scale_embedding": True,
+        "activation_function": "swish"}, "encoder-decoder", ("logits", "encoder_hidden")),
+    Row("fsmt", "FSMTForConditionalGeneration", FAIRSEQ | {"src_vocab_size": 61, "tgt_vocab_size": 53}, "encoder-decoder", ("logits", "encoder_hidden")),
+]  # fmt: skip
