@@ -124,7 +124,11 @@ def _download(url, partial):
     request = urllib.request.Request(url, headers={"User-Agent": "qkv", **({"Range": f"bytes={have}-"} if have else {})})
     try:
         with urllib.request.urlopen(request, timeout=30) as answer, open(partial, "ab" if answer.status == 206 else "wb") as f:
+            before = f.tell()
             shutil.copyfileobj(answer, f)
+            promised = answer.headers.get("Content-Length")
+            if promised and f.tell() - before < int(promised):
+                raise OSError(f"the connection closed after {f.tell()} bytes; try again to go on from there")
     except urllib.error.HTTPError as e:
         if e.code != 416:  # 416: nothing is left to fetch
             raise

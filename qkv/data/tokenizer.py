@@ -59,7 +59,7 @@ class Tokenizer:
 
     def digest(self):
         """A hash of everything that decides its output."""
-        return hashlib.sha256(self.engine.to_str().encode()).hexdigest()
+        return hashlib.sha256(Engine.from_str(self.engine.to_str()).to_str().encode()).hexdigest()  # as it is once saved and loaded
 
     def save(self, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def train(kind, texts, vocab=4096):
 def _characters(characters):
     vocab = {t: i for i, t in enumerate([*SPECIAL, *characters])}
     engine = Engine(models.WordLevel(vocab, unk_token="[UNK]"))
-    engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?s)."), "isolated")
+    engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     engine.decoder = decoders.Fuse()
     engine.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIAL])
     return engine
