@@ -115,7 +115,7 @@ def _from_ct2(v, heads, path):
     cfg = EncoderDecoder(
         vocab=len(token), target_vocab=len(target), dim=dim, layers=count("encoder"), decoder_layers=count("decoder"), heads=heads,
         hidden=v["encoder/layer_0/ffn/linear_0/weight"].shape[0], length=512, order="pre", final_norm=True, ffn="plain(relu)", norm_eps=1e-5,
-        position="sinusoid(layout=fairseq, offset=1)", scale=dim**0.5, tie=False, lm_bias="trained", pad=0, bos=1, eos=2, start=1,
+        position="sinusoid(layout=fairseq, offset=1)", scaled=True, tie=False, lm_bias="trained", pad=0, bos=1, eos=2, start=1,
     )  # fmt: skip
     model = build(cfg)
     state = {"encoder_embed.token.weight": token, "decoder_embed.token.weight": target, "head.out.weight": v["decoder/projection/weight"]}

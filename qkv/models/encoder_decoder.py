@@ -12,8 +12,8 @@ from .shape import Output, Shape, Slot, initialise, locate, make_blocks, make_em
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoder(Shape):
     """decoder_layers, decoder_heads, decoder_hidden: those of the encoder by default. pattern is the decoder's, encoder_pattern the
-    encoder's. target_vocab: the decoder's vocabulary; None shares one embedding between both sides. lm_scale: factor on the
-    hidden states before the output matrix. lm_bias: "none", "trained" or "steady" (kept, not trained). embedded: False reads
+    encoder's. target_vocab: the decoder's vocabulary; None shares one embedding between both sides. lm_scaled: hidden states
+    divided by sqrt(dim) before the output matrix. lm_bias: "none", "trained" or "steady" (kept, not trained). embedded: False reads
     vectors only (inputs_embeds). output: hidden or lm."""
 
     pattern: Slot = "causal"
@@ -22,7 +22,7 @@ class EncoderDecoder(Shape):
     decoder_heads: int | None = None
     decoder_hidden: int | None = None
     target_vocab: int | None = None
-    lm_scale: float = 1.0
+    lm_scaled: bool = False
     lm_bias: str = "none"
     embedded: bool = True
     init: str = "xavier"
@@ -66,7 +66,7 @@ class EncoderDecoderModel(nn.Module):
             if not cfg.embedded:
                 raise ValueError("output=lm needs an embedding (embedded=true)")
             tied = self.decoder_embed.token.weight if cfg.tie else None
-            self.head = heads.LanguageHead(cfg.dim, cfg.target_vocab or cfg.vocab, tied, cfg.lm_bias == "trained", cfg.lm_scale,
+            self.head = heads.LanguageHead(cfg.dim, cfg.target_vocab or cfg.vocab, tied, cfg.lm_bias == "trained", cfg.dim**-0.5 if cfg.lm_scaled else 1.0,
                                            steady=cfg.lm_bias == "steady")  # fmt: skip
 
     def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None):

@@ -38,7 +38,7 @@ ORDERS = ("pre", "post", "out", "parallel")
 class Shape:
     """vocab, length (positions there are), dim, layers, heads, kv_heads, head_dim, hidden (4 dim by default): sizes.
     norm, norm_eps, order (where norms stand: pre, post, out, parallel), final_norm, embed_norm: normalisation.
-    ffn, position, pattern, kernel: slots. biases: which of attention's qkvo have one. scale: factor on token embeddings.
+    ffn, position, pattern, kernel: slots. biases: which of attention's qkvo have one. scaled: token embeddings times sqrt(dim).
     types: token types. tie: output matrix = token embedding. numbering: where position numbers come from when none are given:
     index (0, 1, 2 ...), tokens (counts ids that are not `pad`), mask (counts attention_mask).
     pad_trains: does the padding id's vector get gradients?
@@ -63,7 +63,7 @@ class Shape:
     pattern: Slot = "full"
     kernel: Slot = "softmax"
     biases: str = "qkvo"
-    scale: float = 1.0
+    scaled: bool = False
     types: int = 0
     tie: bool = True
     dropout: float = 0.0
@@ -172,7 +172,7 @@ def make_embedding(cfg, position, vocab=None):
     at_input = position if position.site == "embedding" else None
     norm = make_norm(cfg) if cfg.embed_norm else None
     still = None if cfg.pad_trains or cfg.pad is None else cfg.pad
-    return Embedding(vocab or cfg.vocab, cfg.dim, at_input, cfg.types, norm, cfg.dropout, cfg.scale, still)
+    return Embedding(vocab or cfg.vocab, cfg.dim, at_input, cfg.types, norm, cfg.dropout, cfg.dim**0.5 if cfg.scaled else 1.0, still)
 
 
 def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=None):

@@ -53,7 +53,7 @@ def _before(raw, cls):
     raw["_position"] = f"t5(buckets={buckets}, far={far})"
     tied = raw.get("tie_word_embeddings", True)
     scaled = raw.pop("scale_decoder_outputs", tied)
-    raw["_lm_scale"] = raw.get("d_model", 512) ** -0.5 if scaled else 1.0
+    raw["_scaled"] = scaled
     raw["num_decoder_layers"] = raw.get("num_decoder_layers") or raw.get("num_layers", 6)
     raw.setdefault("pad_token_id", 0)
     raw.setdefault("eos_token_id", 1)
@@ -66,7 +66,7 @@ def _after(raw, cfg):
     gated, act = ffn.startswith("gated"), inside(ffn)
     raw["feed_forward_proj"] = ("gated-" if gated else "") + ("gelu" if gated and act == "gelu_new" else act)
     raw |= {"relative_attention_num_buckets": position["buckets"], "relative_attention_max_distance": position["far"]}
-    scaled = raw.pop("_lm_scale", 1.0) != 1.0
+    scaled = raw.pop("_scaled", False)
     if scaled != raw["tie_word_embeddings"] and isinstance(cfg, EncoderDecoder):
         raw["scale_decoder_outputs"] = scaled
     return raw | {"is_encoder_decoder": isinstance(cfg, EncoderDecoder)}
@@ -90,7 +90,7 @@ T5 = Family(
         Key("tie_word_embeddings", "tie", True),
         Key("_ffn", "ffn", "plain(relu, bias=False)"),
         Key("_position", "position", "t5"),
-        Key("_lm_scale", "lm_scale", 1.0),
+        Key("_scaled", "lm_scaled", False),
         Key("decoder_start_token_id", "start", 0),
         *SPECIAL,
     ),
@@ -136,7 +136,7 @@ T5 = Family(
         "t5-base": dict(dim=768, hidden=3072, layers=12, decoder_layers=12, heads=12),
         "t5-large": dict(dim=1024, hidden=4096, layers=24, decoder_layers=24, heads=16),
         "t5-v1.1-small": dict(
-            hidden=1024, layers=8, decoder_layers=8, heads=6, ffn="gated(gelu_new, bias=False, dropout=0.1)", tie=False, lm_scale=1.0
+            hidden=1024, layers=8, decoder_layers=8, heads=6, ffn="gated(gelu_new, bias=False, dropout=0.1)", tie=False, lm_scaled=False
         ),
         "t5-v1.1-base": dict(
             dim=768,
@@ -146,7 +146,7 @@ T5 = Family(
             heads=12,
             ffn="gated(gelu_new, bias=False, dropout=0.1)",
             tie=False,
-            lm_scale=1.0,
+            lm_scaled=False,
         ),  # fmt: skip
     },
 )

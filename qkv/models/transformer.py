@@ -40,7 +40,7 @@ def _keys(vocab, length, layers=12, hidden=4096):
         Key("decoder_ffn_dim", "decoder_hidden", hidden),
         Key("max_position_embeddings", "length", length),
         Key("_ffn", "ffn", "plain(relu)"),
-        Key("_scale", "scale", 1.0),
+        Key("scale_embedding", "scaled", False),
         Key("dropout", "dropout", 0.1),
         Key("attention_dropout", "attn_dropout", 0.0),
         Key("init_std", "init_std", 0.02),
@@ -54,7 +54,7 @@ def _read(act, scaled, ids):
     def before(raw, cls):
         drop = raw.pop("activation_dropout", 0.0)
         raw["_ffn"] = f"plain({activation_name(raw.pop('activation_function', act))}" + (f", dropout={drop})" if drop else ")")
-        raw["_scale"] = float(raw.get("d_model", 1024) ** 0.5) if raw.pop("scale_embedding", scaled) else 1.0
+        raw.setdefault("scale_embedding", scaled)
         return ids | raw
 
     return before
@@ -62,7 +62,6 @@ def _read(act, scaled, ids):
 
 def _written(raw, cfg):
     ffn = raw.pop("_ffn")
-    raw["scale_embedding"] = raw.pop("_scale") != 1.0
     drop = float(ffn.split("dropout=")[1].rstrip(")")) if "dropout=" in ffn else 0.0
     return raw | {"activation_function": inside(ffn), "activation_dropout": drop, "is_encoder_decoder": True}
 
@@ -119,7 +118,7 @@ MARIAN = Family(
             decoder_hidden=2048,
             length=512,
             ffn="plain(silu)",
-            scale=512**0.5,
+            scaled=True,
         )
     },  # fmt: skip
 )
@@ -212,9 +211,9 @@ PAPER = dict(
     order="post", final_norm=False, norm_eps=1e-5, position="sinusoid", ffn="plain(relu)", length=512, pad=0, bos=1, eos=2, start=1
 )
 OWN = {
-    "transformer-nano": EncoderDecoder(**PAPER, vocab=256, dim=128, layers=2, heads=4, hidden=512, scale=128**0.5),
-    "transformer-mini": EncoderDecoder(**PAPER, vocab=8000, dim=256, layers=4, heads=4, hidden=1024, scale=256**0.5, dropout=0.1),
-    "transformer-base": EncoderDecoder(**PAPER, vocab=37000, dim=512, layers=6, heads=8, hidden=2048, scale=512**0.5, dropout=0.1),
-    "transformer-big": EncoderDecoder(**PAPER, vocab=37000, dim=1024, layers=6, heads=16, hidden=4096, scale=1024**0.5, dropout=0.3),
+    "transformer-nano": EncoderDecoder(**PAPER, vocab=256, dim=128, layers=2, heads=4, hidden=512, scaled=True),
+    "transformer-mini": EncoderDecoder(**PAPER, vocab=8000, dim=256, layers=4, heads=4, hidden=1024, scaled=True, dropout=0.1),
+    "transformer-base": EncoderDecoder(**PAPER, vocab=37000, dim=512, layers=6, heads=8, hidden=2048, scaled=True, dropout=0.1),
+    "transformer-big": EncoderDecoder(**PAPER, vocab=37000, dim=1024, layers=6, heads=16, hidden=4096, scaled=True, dropout=0.3),
 }
 FAMILIES = (MARIAN, FSMT, TORCH)

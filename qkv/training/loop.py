@@ -260,7 +260,7 @@ def train(r, where, *, resume=None, show=None):
                 held = check()
             if due("sample"):
                 sample()
-            if due("save"):
+            if due("save") and not bad:
                 save()
     distributed.barrier()
     interrupted = distributed.any(stop.asked)
