@@ -53,7 +53,10 @@ def test_old_bert_spelling_round_trips(tmp_path):
     qkv.save(model, tmp_path / "m")
     old = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
            for k, v in load_file(tmp_path / "m/model.safetensors").items()}  # fmt: skip
-    old |= {"bert.embeddings.position_ids": torch.arange(512)[None], "cls.predictions.decoder.weight": old["bert.embeddings.word_embeddings.weight"].clone()}
+    old |= {
+        "bert.embeddings.position_ids": torch.arange(512)[None],
+        "cls.predictions.decoder.weight": old["bert.embeddings.word_embeddings.weight"].clone(),
+    }
     rewrite(tmp_path / "m", old)
     again = qkv.load(tmp_path / "m")
     ids = torch.arange(9)[None]
@@ -143,7 +146,9 @@ REFUSED = {
     "activation 'sine' is not one of": lambda f: rewrite(f, activation_function="sine"),
     "left over: oops": lambda f: _tensors(f, lambda t: t.update(oops=torch.ones(1))),
     "missing: transformer.ln_f.bias": lambda f: _tensors(f, lambda t: t.pop("transformer.ln_f.bias")),
-    "wpe.weight has the shape \\(5, 32\\), the config wants \\(32, 32\\)": lambda f: _tensors(f, lambda t: t.update({"transformer.wpe.weight": torch.ones(5, 32)})),
+    "wpe.weight has the shape \\(5, 32\\), the config wants \\(32, 32\\)": lambda f: _tensors(
+        f, lambda t: t.update({"transformer.wpe.weight": torch.ones(5, 32)})
+    ),
     "ln_f.weight has 1 of 32 values that are not finite": lambda f: _tensors(f, _nan),
     "truncated": _cut,
     "header": _flip,
@@ -193,8 +198,10 @@ UNKNOWN = {
     "output='lmm': is not one of": lambda: qkv.create("gpt-nano", output="lmm"),
     "needs pooler=true": lambda: qkv.create("bert-nano", output="sequence", pooler=False),
     "either input_ids or inputs_embeds": lambda: qkv.create("gpt-nano")(),
-    "has no token types": lambda: qkv.create("gpt-nano")(torch.zeros(1, 3, dtype=torch.long), token_type_ids=torch.zeros(1, 3, dtype=torch.long)),
-    "70 tokens are more than the 64 positions": lambda: qkv.create("gpt-nano")(torch.zeros(1, 70, dtype=torch.long)),
+    "has no token types": lambda: qkv.create("gpt-nano")(
+        torch.zeros(1, 3, dtype=torch.long), token_type_ids=torch.zeros(1, 3, dtype=torch.long)
+    ),
+    "position 69 is beyond the 64 positions": lambda: qkv.create("gpt-nano")(torch.zeros(1, 70, dtype=torch.long)),
     "reads \\(batch, choices, tokens\\)": lambda: qkv.create("bert-nano", output="choice")(torch.zeros(1, 3, dtype=torch.long)),
 }
 
@@ -260,13 +267,25 @@ def test_a_hub_id_is_loaded_from_a_local_server(gpt, tmp_path):
         def answer(self, body):
             path = self.path.split("?")[0]
             if path.startswith("/api/models/someone/small"):
-                data, kind = json.dumps({"_id": "1", "id": "someone/small", "sha": "a" * 40, "siblings": [{"rfilename": n} for n in content]}).encode(), "application/json"
+                data, kind = (
+                    json.dumps(
+                        {"_id": "1", "id": "someone/small", "sha": "a" * 40, "siblings": [{"rfilename": n} for n in content]}
+                    ).encode(),
+                    "application/json",
+                )
                 if "/tree/" in path:
-                    data = json.dumps([{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for n, c in content.items()]).encode()
+                    data = json.dumps(
+                        [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for n, c in content.items()]
+                    ).encode()
             else:
                 data, kind = content.get(path.rsplit("/", 1)[-1], b""), "application/octet-stream"
             self.send_response(200 if data else 404)
-            for k, v in {"Content-Type": kind, "Content-Length": str(len(data)), "ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": "a" * 40}.items():
+            for k, v in {
+                "Content-Type": kind,
+                "Content-Length": str(len(data)),
+                "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
+                "X-Repo-Commit": "a" * 40,
+            }.items():
                 self.send_header(k, v)
             self.end_headers()
             if body:
@@ -284,7 +303,12 @@ def test_a_hub_id_is_loaded_from_a_local_server(gpt, tmp_path):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = "import qkv, torch; m = qkv.load('someone/small'); print(m(torch.arange(9)[None])['logits'].double().sum().item())"
-    env = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    env = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
     server.shutdown()
     assert out.returncode == 0, out.stderr[-2000:]

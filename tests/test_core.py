@@ -7,8 +7,35 @@ import pytest
 import torch
 from torch import nn
 
-from qkv.core import (ALiBi, Attention, Block, Cache, Causal, Context, Documents, FeedForward, Full, GatedFeedForward, LayerNorm, Learned, NoPosition,
-                      Parallel, Position, Prefix, Residual, RMSNorm, RoPE, See, Sinusoid, Sliding, Softmax, Stack, T5Bias, read_pattern, tokens)  # fmt: skip
+from qkv.core import (
+    ALiBi,
+    Attention,
+    Block,
+    Cache,
+    Causal,
+    Context,
+    Documents,
+    FeedForward,
+    Full,
+    GatedFeedForward,
+    LayerNorm,
+    Learned,
+    NoPosition,
+    Parallel,  # fmt: skip
+    Position,
+    Prefix,
+    Residual,
+    RMSNorm,
+    RoPE,
+    See,
+    Sinusoid,
+    Sliding,
+    Softmax,
+    Stack,
+    T5Bias,
+    read_pattern,
+    tokens,
+)
 from qkv.core.layers import Embedding, dropout
 
 B, T, D, H = 2, 12, 32, 4
@@ -117,7 +144,8 @@ def test_cache_padding_and_packing_equal_the_plain_pass(scheme, pattern, kv, fix
     position = torch.arange(T + 3)[None] - 3
     cache = Cache(20 if fixed else 2, fixed)
     out = [
-        stack(padded[:, a:b], Context(tokens(b - a, position=position[:, a:b], valid=valid[:, a:b]), cache=cache)) for a, b in ((0, 5), (5, 6), (6, 15))
+        stack(padded[:, a:b], Context(tokens(b - a, position=position[:, a:b], valid=valid[:, a:b]), cache=cache))
+        for a, b in ((0, 5), (5, 6), (6, 15))
     ]
     torch.testing.assert_close(torch.cat(out, 1)[:, 3:], full, rtol=0, atol=1e-6)
     assert torch.cat(out, 1).isfinite().all()
@@ -179,7 +207,12 @@ def test_an_empty_row_has_no_nan():
 
 
 def test_rope_is_relative_and_a_rotation():
-    for rope in (RoPE(8), RoPE(8, interleaved=True), RoPE(8, scaling="linear", factor=4.0), RoPE(8, scaling="llama3", factor=8.0, original=64)):
+    for rope in (
+        RoPE(8),
+        RoPE(8, interleaved=True),
+        RoPE(8, scaling="linear", factor=4.0),
+        RoPE(8, scaling="llama3", factor=8.0, original=64),
+    ):
         q, k = torch.randn(1, 1, 1, 8, dtype=torch.float64), torch.randn(1, 1, 1, 8, dtype=torch.float64)
         at = lambda x, i, rope=rope: rope.rotate(x, tokens(1, position=torch.tensor([[i]])))
         torch.testing.assert_close((at(q, 7) * at(k, 3)).sum(), (at(q, 104) * at(k, 100)).sum(), rtol=0, atol=1e-10)
@@ -208,7 +241,10 @@ def test_block_arrangements_equal_their_formulas():
         "post": (Block(attn=Residual(a, post=n1), ffn=Residual(f, post=n2)), lambda h: (lambda y: n2(y + f(y)))(n1(h + a(h, c())))),
         "out": (Block(attn=Residual(a, out=n1), ffn=Residual(f, out=n2)), lambda h: (lambda y: y + n2(f(y)))(h + n1(a(h, c())))),
         "parallel": (Block(both=Residual(Parallel(attn=a, ffn=f), pre=n1)), lambda h: h + a(n1(h), c()) + f(n1(h))),
-        "half": (Block(ffn=Residual(f, pre=n1, scale=0.5), attn=Residual(a, pre=n2)), lambda h: (lambda y: y + a(n2(y), c()))(h + 0.5 * f(n1(h)))),
+        "half": (
+            Block(ffn=Residual(f, pre=n1, scale=0.5), attn=Residual(a, pre=n2)),
+            lambda h: (lambda y: y + a(n2(y), c()))(h + 0.5 * f(n1(h))),
+        ),
     }
     for name, (block, formula) in cases.items():
         torch.testing.assert_close(block(x, c()), formula(x), msg=name)
@@ -305,7 +341,7 @@ def test_a_full_cache_and_a_long_text_are_refused():
     cache = Cache(4, fixed=True)
     with pytest.raises(ValueError, match="holds 4 tokens and 5 are needed"):
         stack(torch.randn(B, 5, D, dtype=torch.float64), Context(tokens(5), cache=cache))
-    with pytest.raises(ValueError, match="12 tokens are more than the 8 positions"):
+    with pytest.raises(ValueError, match="position 11 is beyond the 8 positions"):
         Embedding(5, 8, Learned(8, 8))(torch.zeros(1, 12, dtype=torch.long), torch.arange(12)[None], last=11)
 
 

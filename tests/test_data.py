@@ -190,7 +190,12 @@ def test_held_out_documents_are_chosen_by_hash(tmp_path):
 
 
 def test_tasks_follow_their_rules():
-    rule = {"copy": lambda q: q, "reverse": lambda q: q[::-1], "sort": lambda q: "".join(sorted(q)), "addition": lambda q: str(sum(map(int, q.split("+"))))}
+    rule = {
+        "copy": lambda q: q,
+        "reverse": lambda q: q[::-1],
+        "sort": lambda q: "".join(sorted(q)),
+        "addition": lambda q: str(sum(map(int, q.split("+")))),
+    }
     for name in tasks.TASKS:
         rows = tasks.make(name, 200, 5)
         assert len(dict(rows)) == 200 and rows == tasks.make(name, 200, 5) and rows != tasks.make(name, 200, 6)
@@ -226,7 +231,9 @@ def server(monkeypatch):
 
     def publish(content, digest=None):
         _Handler.content = content
-        file = registry.File("set/part.txt", f"http://127.0.0.1:{httpd.server_port}/part.txt", digest or hashlib.sha256(content).hexdigest())
+        file = registry.File(
+            "set/part.txt", f"http://127.0.0.1:{httpd.server_port}/part.txt", digest or hashlib.sha256(content).hexdigest()
+        )
         monkeypatch.setitem(registry.PUBLISHED, "small", registry.Published("a test set", "text", "ours", {"train": file}))
 
     yield publish, httpd
@@ -252,7 +259,9 @@ def test_a_wrong_hash_and_no_network_say_what_to_do(server, monkeypatch, tmp_pat
     publish(b"tampered", "0" * 64)
     with pytest.raises(DataError, match="SHA-256"):
         registry.fetch("small", "train")
-    monkeypatch.setitem(registry.PUBLISHED, "small", registry.Published("x", "text", "y", {"train": registry.File("s/p.txt", "http://127.0.0.1:9/p", "0")}))
+    monkeypatch.setitem(
+        registry.PUBLISHED, "small", registry.Published("x", "text", "y", {"train": registry.File("s/p.txt", "http://127.0.0.1:9/p", "0")})
+    )
     with pytest.raises(DataError, match="cannot be reached.*put it at"):
         registry.fetch("small", "train")
     (tmp_path / "s").mkdir()

@@ -128,7 +128,9 @@ def test_explicit_and_fast_attention_agree(row):
     seen = []
     with torch.no_grad():
         fast = model(**inputs)
-        hooks = [m.kernel.weights.register_forward_hook(lambda m, i, o: seen.append(o)) for m in model.modules() if isinstance(m, Attention)]
+        hooks = [
+            m.kernel.weights.register_forward_hook(lambda m, i, o: seen.append(o)) for m in model.modules() if isinstance(m, Attention)
+        ]
         slow = model(**inputs)
     assert len(seen) == len(hooks) > 0
     for weights in seen:
@@ -154,9 +156,13 @@ def test_save_load_save_is_bitwise(row, tmp_path):
 @ROWS
 def test_overfits_one_batch(row):
     torch.manual_seed(0)
-    quiet = {k: 0.0 for k in ("resid_pdrop", "attn_pdrop", "embd_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "dropout")}
-    known = {k for k in quiet if k in {x.theirs for x in qkv.models.CLASSES[row.cls].keys} or k == "embd_pdrop" and "n_embd" in row.config}
-    model = qkv.create(row.cls, **row.config | {k: 0.0 for k in known})
+    quiet = dict.fromkeys(
+        ("resid_pdrop", "attn_pdrop", "embd_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "dropout"), 0.0
+    )
+    known = {
+        k for k in quiet if k in {x.theirs for x in qkv.models.CLASSES[row.cls].keys} or (k == "embd_pdrop" and "n_embd" in row.config)
+    }
+    model = qkv.create(row.cls, **row.config | dict.fromkeys(known, 0.0))
     model.train()
     inputs = inputs_of(row)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2)
@@ -180,7 +186,9 @@ def test_overfits_one_batch(row):
     assert losses[-1] < 0.75 * losses[0], losses[::10]
 
 
-@pytest.mark.parametrize("row", [r for r in FAMILIES if r.topology in ("decoder", "encoder-decoder") and "logits" in r.outputs], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "row", [r for r in FAMILIES if r.topology in ("decoder", "encoder-decoder") and "logits" in r.outputs], ids=lambda r: r.name
+)
 def test_generation_equals_the_plain_forward(row):
     """Unequal prompts in one batch, with a cache, write what each writes alone, token by token, without one."""
     model = ours(row)

@@ -15,7 +15,11 @@ V = 23
 
 def decoder(**kw):
     torch.manual_seed(2)
-    return qkv.create("gpt-nano", **({"vocab": V, "dim": 32, "layers": 2, "heads": 2, "length": 24, "init_std": 0.3, "eos": 2} | kw)).double().eval()
+    return (
+        qkv.create("gpt-nano", **({"vocab": V, "dim": 32, "layers": 2, "heads": 2, "length": 24, "init_std": 0.3, "eos": 2} | kw))
+        .double()
+        .eval()
+    )
 
 
 def pair():
@@ -37,7 +41,9 @@ def scores(model, prompt, written):
         return model(input_ids=torch.tensor([[*prompt, *written]]))["logits"][0, -1].log_softmax(-1)
 
 
-@pytest.mark.parametrize("make", (decoder, pair, lambda: decoder(position="rope", pattern="sliding(3)", kv_heads=1), lambda: decoder(position="alibi")))
+@pytest.mark.parametrize(
+    "make", (decoder, pair, lambda: decoder(position="rope", pattern="sliding(3)", kv_heads=1), lambda: decoder(position="alibi"))
+)
 def test_greedy_equals_the_plain_forward(make):
     model = make()
     prompts = [[3, 4, 5, 6, 7], [8], [9, 10]]

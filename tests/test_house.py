@@ -57,7 +57,13 @@ def test_the_core_imports_torch_alone():
     standard = {"ast", "math", "inspect", "dataclasses", "__future__"}
     for path in (ROOT / "core").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             for name in names:
                 assert name.split(".")[0] in standard | {"torch"}, f"{path.name} imports {name}"
 

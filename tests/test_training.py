@@ -101,8 +101,8 @@ def test_label_smoothing_is_torchs():
 def test_an_objective_that_does_not_fit_is_refused(tok):
     config = lambda name: qkv.preset(name)
     for name, preset, paired, reason in (
-        ("masked", "gpt-nano", False, "needs a Encoder; this model is a Decoder, which carries causal"),
-        ("causal", "bert-nano", False, "this model is a Encoder"),
+        ("masked", "gpt-nano", False, "needs the topology Encoder; this model is of Decoder, which carries causal"),
+        ("causal", "bert-nano", False, "this model is of Encoder"),
         ("seq2seq", "t5-nano", False, "reads pairs of texts"),
         ("auto", "bert-nano", True, "reads running text, not pairs"),
         ("causl", "gpt-nano", False, "Did you mean 'causal'"),
@@ -187,7 +187,14 @@ def test_resuming_is_bit_for_bit(source, tmp_path, optimizer):
         assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("preset,extra", (("bert-nano", {}), ("transformer-nano", {"source": "task:reverse", "count": 200}), ("gpt-nano", {"source": "task:copy", "count": 200})))
+@pytest.mark.parametrize(
+    "preset,extra",
+    (
+        ("bert-nano", {}),
+        ("transformer-nano", {"source": "task:reverse", "count": 200}),
+        ("gpt-nano", {"source": "task:copy", "count": 200}),
+    ),
+)
 def test_other_objectives_train_and_resume(source, tmp_path, preset, extra):
     length = {"length": 32} if extra else {}
     r = make_recipe(source, preset, model={"hidden": 64, "scaled": False} | length, data_=extra, steps=8, keep=9)
@@ -227,7 +234,7 @@ def test_a_loss_that_is_not_finite_is_skipped_and_five_stop_the_run(source, tmp_
 
 def test_a_full_disk_keeps_the_old_checkpoint(source, tmp_path, monkeypatch):
     monkeypatch.setenv("QKV_FAULT", "save:8:full")  # inside the second save
-    runs._fault.visits.clear()
+    runs.VISITS.clear()
     _, steps = train(make_recipe(source, keep=9), tmp_path / "a")
     names = sorted(p.name for p in (tmp_path / "a/checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000012"] and len(steps) == 12
@@ -280,7 +287,9 @@ def test_signals_save_and_leave_cleanly(source, tmp_path, kind):
 def test_two_ranks_give_the_losses_of_one(source, tmp_path):
     losses = []
     for ranks in (1, 2):
-        p = command("train", *WORDS, f"data={source}", "steps=6", *(["--ranks", "2"] if ranks == 2 else []), QKV_RUNS=str(tmp_path / f"r{ranks}"))
+        p = command(
+            "train", *WORDS, f"data={source}", "steps=6", *(["--ranks", "2"] if ranks == 2 else []), QKV_RUNS=str(tmp_path / f"r{ranks}")
+        )
         out, _ = p.communicate(timeout=180)
         assert p.returncode == 0, out
         (metrics,) = (tmp_path / f"r{ranks}").glob("*/metrics.jsonl")

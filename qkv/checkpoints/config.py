@@ -30,7 +30,7 @@ NEUTRAL = {
     "model_max_length",
 }  # fmt: skip
 # Keys that any config may carry, and the only values under which the forward pass is the one built here.
-FIXED = {
+FIXED: dict = {
     "is_decoder": (False,), "add_cross_attention": (False,), "cross_attention_hidden_size": (None,), "chunk_size_feed_forward": (0,),
     "pruned_heads": ({}, None), "tie_encoder_decoder": (False,), "use_bfloat16": (False,), "tf_legacy_loss": (False,),
     "position_embedding_type": ("absolute",), "quantization_config": (None,),

@@ -138,12 +138,20 @@ def sha256(path):
 
 
 def write_folder(folder, make):
-    """Calls make(temporary folder), then puts it in place of `folder` in one step; what was there is lost only after that."""
-    folder = Path(folder).absolute()
+    """Calls make(temporary folder), then puts it in place of `folder` in one step. Files of other names that were there stay."""
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; name a folder to write to")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))
     try:
         make(temporary)
+        for path in folder.iterdir() if folder.exists() else ():
+            if not (temporary / path.name).exists():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.copytree(path, temporary / path.name, symlinks=True)
+                else:
+                    shutil.copy2(path, temporary / path.name, follow_symlinks=False)
         fsync(temporary)
         temporary.chmod(0o755)
         if folder.exists():

@@ -15,20 +15,20 @@ from . import files
 from .files import CheckpointError
 
 
+VISITS: dict = {}  # of the test hook below
+
+
 def _fault(place):
     """Test hook: QKV_FAULT=place:n:kill|full acts at the n-th visit of that place."""
     wanted = os.environ.get("QKV_FAULT", "")
     if not wanted.startswith(place + ":"):
         return
     _, count, what = wanted.split(":")
-    _fault.visits[place] = _fault.visits.get(place, 0) + 1
-    if _fault.visits[place] == int(count):
+    VISITS[place] = VISITS.get(place, 0) + 1
+    if VISITS[place] == int(count):
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError(28, "No space left on device (QKV_FAULT)")
-
-
-_fault.visits = {}
 
 
 def save(folder, step, write_model, tensors, state, keep=2):

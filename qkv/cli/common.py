@@ -21,7 +21,9 @@ def open_model(what):
             raise ValueError(f"{run} has no checkpoint yet")
     else:
         if what in models.presets() and not Path(what).exists():
-            raise ValueError(f"'{what}' is a preset without weights. Train it first (qkv train {what}), or name a run, a folder or a hub id")
+            raise ValueError(
+                f"'{what}' is a preset without weights. Train it first (qkv train {what}), or name a run, a folder or a hub id"
+            )
         where = models.find(what)
     model = models.load(where)
     try:

@@ -11,7 +11,7 @@ BLEU on pairs (an encoder-decoder; FILE and target=FILE are aligned by line). Wi
   qkv eval runs/multi30k-... data=multi30k part=test_2016_flickr beams=5
   qkv eval runs/mine en.test target=de.test
 
-keys: target  data  part  languages (en-de)  beams (0: greedy)  penalty (1)  batches (all)  field  split  errors  length
+keys: target  data  part  languages (en-de)  beams (0: greedy)  penalty (1)  batches (all)  limit (pairs answered, 1000)  field  split  errors  length
 """
 KEYS = ("target", "data", "part", "languages", "beams", "penalty", "batches", "field", "split", "errors", "length", "limit")
 
@@ -22,6 +22,10 @@ def run(words, verb):
     plain, given, _ = options(words, KEYS)
     if not plain or len(plain) > 2:
         raise ValueError("name a model and at most one file: qkv eval last FILE")
+    for key in ("beams", "batches", "length", "limit"):
+        value = given.get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < (0 if key == "beams" else 1):
+            raise ValueError(f"{key}={value!r}: must be a whole number of at least {0 if key == 'beams' else 1}")
     what, source = plain[0], plain[1] if len(plain) > 1 else None
     from .. import data, objectives
     from ..data import registry, text
@@ -40,7 +44,9 @@ def run(words, verb):
     if given.get("data"):
         name = given["data"]
         if name not in registry.PUBLISHED or registry.PUBLISHED[name].kind != "pairs":
-            raise ValueError(f"data={name}: name a data set of pairs ({', '.join(n for n, p in registry.PUBLISHED.items() if p.kind == 'pairs')}), or give a FILE")
+            raise ValueError(
+                f"data={name}: name a data set of pairs ({', '.join(n for n, p in registry.PUBLISHED.items() if p.kind == 'pairs')}), or give a FILE"
+            )
         a, _, b = given.get("languages", "en-de").partition("-")
         rows = text.pairs(*(str(registry.fetch(name, f"{given.get('part', 'val')}.{x}")) for x in (a, b)))
     elif source and (given.get("target") or kind == "EncoderDecoder"):
@@ -60,8 +66,7 @@ def run(words, verb):
         raise ValueError("name the file to score on: qkv eval FOLDER FILE")
     objective = objectives.make("auto", cfg, tokenizer, rows is not None)
     if rows is not None:
-        if given.get("limit"):
-            rows = rows[: given["limit"]]
+        rows = rows[: given.get("limit", 1000)]
         ids = [tuple(zip_ids) for zip_ids in zip(*(tokenizer.encode_all([r[i] for r in rows]) for i in (0, 1)))]
         groups = data.Pairs(ids, tokens=4096).in_order()
         batches = [objective.pairs(g, data.rng(0, i)) for i, g in enumerate(groups)]
@@ -74,7 +79,7 @@ def run(words, verb):
         import itertools
 
         batches = itertools.islice(batches, given["batches"])
-    held = evaluate(model, objective, _progress(batches))
+    held = evaluate(model, objective, track(batches, "scoring"))
     print(f"loss        {held['loss']:.4f} a token")
     print(f"perplexity  {held['perplexity']:,.3f}")
     if held["accuracy"] is not None:
@@ -87,10 +92,12 @@ def run(words, verb):
         _answers(model, tokenizer, rows, given)
 
 
-def _progress(batches):
-    from rich.progress import track
+def track(things, about):
+    """A progress bar on standard error, gone when it is done."""
+    from rich.console import Console
+    from rich.progress import track as bar
 
-    return track(batches, "scoring", transient=True)
+    return bar(things, about, transient=True, console=Console(stderr=True))
 
 
 def _shards(texts, tokenizer):
@@ -108,17 +115,17 @@ def _shards(texts, tokenizer):
 
 def _answers(model, tokenizer, rows, given):
     """Writes an answer to every source; prints how many are exact, and BLEU where sacrebleu is installed."""
-    from rich.progress import track
-
     from ..generation import complete
 
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     answers = [""] * len(rows)
-    for i in track(range(0, len(order), 32), "answering", transient=True):
+    for i in track(range(0, len(order), 32), "answering"):
         part = order[i : i + 32]
         most = min(model.config.length, 2 * max(len(tokenizer.encode(rows[j][0])) for j in part) + 20)
         prompts = [rows[j][0] for j in part]
-        for j, a in zip(part, complete(model, tokenizer, prompts, most=most, beams=given.get("beams", 0), penalty=given.get("penalty", 1.0))):
+        for j, a in zip(
+            part, complete(model, tokenizer, prompts, most=most, beams=given.get("beams", 0), penalty=given.get("penalty", 1.0))
+        ):
             answers[j] = a.strip()
     exact = sum(a == b for a, (_, b) in zip(answers, rows))
     print(f"exact       {exact} of {len(rows)}")

@@ -28,14 +28,23 @@ def run(words, verb):
         raise ValueError("name what shall write: a run (last), a folder or a hub id, e.g. qkv generate last")
     what, *prompts = plain
     for key, kind in {"tokens": int, "beams": int, "seed": int, "top_k": int}.items():
-        if key in given and not isinstance(given[key], kind):
+        if key in given and (not isinstance(given[key], kind) or isinstance(given[key], bool)):
             raise ValueError(f"{key}={given[key]!r}: must be a whole number")
     for key in ("temperature", "top_p", "repetition", "penalty"):
-        if key in given and not isinstance(given[key], (int, float)):
-            raise ValueError(f"{key}={given[key]!r}: must be a number")
+        if key in given and (not isinstance(given[key], (int, float)) or isinstance(given[key], bool) or not abs(given[key]) < 1e9):
+            raise ValueError(f"{key}={given[key]!r}: must be a finite number")
+    if not 0 <= given.get("seed", 0) < 2**63:
+        raise ValueError(f"seed={given['seed']}: must be at least 0 and below 2^63")
+    if not all(stop):
+        raise ValueError("stop= is empty: give the text that ends the answer")
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ValueError("the prompt is not UTF-8 text") from None
     most, beams, penalty = given.pop("tokens", 200), given.pop("beams", 0), given.pop("penalty", 1.0)
-    if most < 1 or beams < 0:
-        raise ValueError(f"tokens={most}, beams={beams}: tokens must be at least 1, beams 0 or more")
+    if most < 1 or not 0 <= beams <= 256:
+        raise ValueError(f"tokens={most}, beams={beams}: tokens must be at least 1, beams 0 to 256")
     import torch
 
     from ..generation import Sampling, complete, stream
@@ -55,10 +64,8 @@ def run(words, verb):
     if pair and prompts == [""]:
         raise ValueError('this model answers a text: give one, e.g. qkv generate last "A dog runs."')
     if len(prompts) == 1 and not beams:
-        if not pair:
-            print(prompts[0], end="", flush=True)
-        for piece in stream(model, tokenizer, prompts[0], sampling, most=most, stop=stop):
-            print(piece, end="", flush=True)
+        for i, piece in enumerate(stream(model, tokenizer, prompts[0], sampling, most=most, stop=stop)):
+            print((prompts[0] if i == 0 and not pair else "") + piece, end="", flush=True)
         print()
         return 0
     for prompt, answer in zip(prompts, complete(model, tokenizer, prompts, sampling, most=most, beams=beams, penalty=penalty, stop=stop)):

@@ -17,7 +17,9 @@ def run(words, verb):
 
     console = Console(highlight=False)
     for kind in words or kinds:
-        table = Table(title=kind, title_justify="left", title_style="bold", box=None, padding=(0, 2), show_header=kind in ("presets", "runs"))
+        table = Table(
+            title=kind, title_justify="left", title_style="bold", box=None, padding=(0, 2), show_header=kind in ("presets", "runs")
+        )
         globals()[f"_{kind}"](table)
         console.print(table)
         console.print()
@@ -54,11 +56,13 @@ def _runs(table):
     from ..training import folder
 
     for c in ("run", "preset", "steps", "held-out loss"):
-        table.add_column(c)
+        table.add_column(c, overflow="fold")
     from ..training import recipe
 
     for path in folder.runs()[:20]:
         rows = folder.read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
         held = [r["valid_loss"] for r in rows if "valid_loss" in r]
         steps = max((r["step"] for r in rows), default=0)
-        table.add_row(str(path), str(recipe.load(path / "recipe.toml")["model"].get("preset")), str(steps), f"{held[-1]:.3f}" if held else "-")
+        table.add_row(
+            str(path), str(recipe.load(path / "recipe.toml")["model"].get("preset")), str(steps), f"{held[-1]:.3f}" if held else "-"
+        )

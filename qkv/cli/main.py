@@ -31,7 +31,7 @@ start here:
 
 
 def main(argv=None):
-    """Runs one command; returns the exit status: 0, 1 (failed), 2 (wrong input), 130 (interrupted)."""
+    """Runs one command; returns the exit status: 0 (also after a saved interruption), 1 (failed), 2 (wrong input), 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {v:<9} {about}" for v, about in VERBS.items())))
@@ -85,7 +85,9 @@ def options(words, known, flags=()):
         key, eq, value = word.partition("=")
         if word.startswith("--"):
             if word[2:] not in flags:
-                raise ValueError(f"there is no flag {word}.{nearest(word[2:], flags)} There are {', '.join('--' + f for f in flags) or 'none'}")
+                raise ValueError(
+                    f"there is no flag {word}.{nearest(word[2:], flags)} There are {', '.join('--' + f for f in flags) or 'none'}"
+                )
             seen.add(word[2:])
         elif eq and key in known:
             values[key] = read_value(value)

@@ -37,10 +37,11 @@ def clock(seconds):
 class Show:
     """What the loop reports to: see training.loop.train."""
 
-    def __init__(self, where, name, quiet=False):
+    def __init__(self, where, name, mode=""):
         self.console = Console(stderr=False, highlight=False)
         self.live = None
-        self.plain = quiet or not self.console.is_terminal
+        self.mode = mode or ("" if self.console.is_terminal else "plain")
+        self.began, self.kind = time.monotonic(), ""
         self.where, self.name = where, name
         self.losses, self.held, self.text, self.notes = [], [], "", []
         self.now, self.steps, self.seconds, self.first = 0, None, None, 0
@@ -52,11 +53,14 @@ class Show:
         self.steps, self.seconds, self.first = steps, seconds, first
         params = sum(p.numel() for p in run.model.parameters())
         kind = "bfloat16" if run.bf16 else "float32"
+        self.kind, threads = type(run.model.config).__name__, _threads()
+        if self.mode == "quiet":
+            return
         self.console.print(
             f"[bold]{self.name}[/bold]  {params:,} parameters, {len(run.tokenizer):,} tokens of vocabulary, {kind}, "
-            f"{_threads()} threads on {run.device}\n[dim]run folder: {self.where}[/dim]"
+            f"{threads} thread{'s' if threads > 1 else ''} on {run.device}\n[dim]run folder: {self.where}[/dim]"
         )
-        if not self.plain:
+        if not self.mode:
             self.live = Live(self.view(), console=self.console, refresh_per_second=4, transient=False)
             self.live.start()
 
@@ -67,18 +71,22 @@ class Show:
         return min(1.0, max(a, b))
 
     def speed(self):
-        if len(self.recent) < 2:
+        if not self.recent:
             return 0.0
         (t0, n0), (t1, n1) = self.recent[0], self.recent[-1]
+        if len(self.recent) < 3:
+            t0, n0 = self.started, 0
         return (n1 - n0) / max(1e-9, t1 - t0)
 
     def step(self, step, loss, tokens, elapsed, lr):
+        if not self.recent:
+            self.started = time.monotonic() - max(1e-3, elapsed)
         self.now, self.tokens, self.elapsed, self.lr = step, tokens, elapsed, lr
         self.losses.append(loss)
         self.recent = [*self.recent[-30:], (time.monotonic(), tokens)]
         if self.live:
             self.live.update(self.view())
-        elif time.monotonic() - self.last_print > 10:
+        elif self.mode == "plain" and time.monotonic() - self.last_print > 10:
             self.last_print = time.monotonic()
             held = f", held-out {self.held[-1][1]['loss']:.3f}" if self.held else ""
             print(f"step {step}  loss {self.mean():.3f}{held}  {self.speed():,.0f} tokens/s  {clock(elapsed)}", flush=True)
@@ -89,17 +97,17 @@ class Show:
 
     def evaluated(self, step, held):
         self.held.append((step, held))
-        if not self.live:
+        if self.mode == "plain":
             print(f"step {step}  held-out loss {held['loss']:.4f}  perplexity {held['perplexity']:,.2f}", flush=True)
 
     def sample(self, step, text):
         self.text = text
-        if not self.live:
+        if self.mode == "plain":
             print(f"step {step}  sample: {text[:400]}", flush=True)
 
     def note(self, text):
         self.notes.append(text)
-        if not self.live:
+        if not self.live:  # notes are never quiet
             print(f"note: {text}", flush=True)
 
     def saved(self, path):
@@ -118,8 +126,17 @@ class Show:
         if self.held:
             _, h = self.held[-1]
             bits = f"  ({h['bits_per_byte']:.2f} bits a byte)" if h.get("bits_per_byte") else ""
-            grid.add_row("held out", f"[bold green]{h['loss']:.3f}[/bold green] from {self.held[0][1]['loss']:.3f}", "perplexity", f"{h['perplexity']:,.1f}{bits}")
-        parts = [ProgressBar(total=1.0, completed=share, width=width), grid, Text(sparkline([x for x in self.losses if math.isfinite(x)], width), style="cyan")]
+            grid.add_row(
+                "held out",
+                f"[bold green]{h['loss']:.3f}[/bold green] from {self.held[0][1]['loss']:.3f}",
+                "perplexity",
+                f"{h['perplexity']:,.1f}{bits}",
+            )
+        parts = [
+            ProgressBar(total=1.0, completed=share, width=width),
+            grid,
+            Text(sparkline([x for x in self.losses if math.isfinite(x)], width), style="cyan"),
+        ]
         if self.text:
             parts += [Text("sample", style="dim"), Text(self.text[: width * 6], style="italic", overflow="fold")]
         parts += [Text(n, style="yellow") for n in self.notes[-2:]]

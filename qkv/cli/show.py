@@ -57,7 +57,9 @@ def run(words, verb):
     plain = [w for w in words if not w.startswith("--") and "=" not in w]
     if len(plain) != 1:
         raise ValueError("name one preset, run or folder: qkv show gpt2. `qkv ls` lists the presets")
-    fields = {k.removeprefix("model."): read_value(v) for k, _, v in (w.partition("=") for w in words if "=" in w and not w.startswith("--"))}
+    fields = {
+        k.removeprefix("model."): read_value(v) for k, _, v in (w.partition("=") for w in words if "=" in w and not w.startswith("--"))
+    }
     cfg = config_of(plain[0], fields)
     from rich.console import Console
     from rich.table import Table
@@ -86,7 +88,9 @@ def run(words, verb):
     console.print(f"\nFLOPs a token, forward, at {cfg.length} tokens of context: [bold]{account.size(sum(work.values()))}[/bold] ({each})")
     if type(cfg).__name__ != "Encoder":
         b = account.cache_bytes(model)
-        console.print(f"KV cache: [bold]{b:,}[/bold] bytes a token in 16 bits, {account.size(b * cfg.length, ('B', 'KiB', 'MiB', 'GiB', 'TiB'), 1024)} for a whole context")
+        console.print(
+            f"KV cache: [bold]{b:,}[/bold] bytes a token in 16 bits, {account.size(b * cfg.length, ('B', 'KiB', 'MiB', 'GiB', 'TiB'), 1024)} for a whole context"
+        )
     binary = lambda n: account.size(n, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
     console.print(f"memory: weights {binary(4 * total)} in 32 bits, {binary(2 * total)} in 16; training with AdamW in 32 bits: "
                   + ", ".join(f"{k} {binary(v)}" for k, v in account.training_bytes(model).items()))  # fmt: skip
@@ -103,7 +107,11 @@ def branch(tree, model):
             groups = f", {m.kv_heads} key-value heads" if m.kv_heads != m.heads else ""
             source = "cross, " if m.cross else ""
             place = type(m.position).__name__ if type(m.position).__name__ != "NoPosition" else ""
-            about = f"{source}{m.heads} heads of {m.head_dim}{groups}, {words(m.pattern)}" + (f", {place}" if place else "") + f", {type(m.kernel).__name__}"
+            about = (
+                f"{source}{m.heads} heads of {m.head_dim}{groups}, {words(m.pattern)}"
+                + (f", {place}" if place else "")
+                + f", {type(m.kernel).__name__}"
+            )
         elif isinstance(m, nn.Embedding):
             about = f"{m.num_embeddings:,} x {m.embedding_dim}"
         elif isinstance(m, nn.Linear):

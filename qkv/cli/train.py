@@ -3,8 +3,10 @@
 import os
 import sys
 
+from ..words import nearest
+
 HELP = """
-qkv train [WHAT] [key=value ...] [--ranks N] [--quiet]
+qkv train [WHAT] [key=value ...] [--ranks N] [--plain | --quiet]
 
 WHAT is a preset (gpt-mini), a recipe (multi30k, or path/to/recipe.toml), or a run to go on with (last, runs/NAME).
 Nothing at all trains a small GPT for a minute on text that ships with Python.
@@ -24,6 +26,7 @@ keys (model.*, data.*, train.*; the section may be left out):
            sample_tokens keep prompt smoothing mask_rate
   model    every field of `qkv show PRESET --fields`
 
+--plain prints lines instead of the live panel, --quiet only the end.
 Everything is written to runs/NAME-TIME: recipe.toml (resolved), metrics.jsonl, samples.md, checkpoints (each a published folder).
 Ctrl-C saves and leaves; the run goes on with `qkv train last`.
 """
@@ -43,34 +46,72 @@ def defaults(preset):
     return raw
 
 
-def merge(raw, over):
-    return {s: raw[s] | over[s] for s in raw}
-
-
 def run(words, verb):
-    flags, rest, ranks = set(), [], None
-    it = iter(words)
-    for w in it:
-        if w == "--ranks":
-            ranks = int(next(it, "0"))
-        elif w == "--quiet":
-            flags.add("quiet")
-        elif w.startswith("--"):
-            raise ValueError(f"there is no flag {w}. There are --ranks N, --quiet")
-        else:
-            rest.append(w)
-    if ranks is not None:
-        return launch(ranks, [w for w in rest] + (["--quiet"] if "quiet" in flags else []))
-    what = rest.pop(0) if rest and "=" not in rest[0] else None
-    import dataclasses
+    words, ranks, mode = _flags(words)
+    import contextlib
+    import shutil
 
-    from .. import models
     from ..training import distributed, folder, loop, recipe
     from .panel import Show
 
+    what = words.pop(0) if words and "=" not in words[0] else None
+    r, name, where = prepare(what, words)
+    if ranks is not None:
+        return launch(ranks, [*([what] if what else []), *words, *([f"--{mode}"] if mode else [])])
     if os.environ.get("LOCAL_RANK") is not None:
         distributed.start()
-    resume = None
+    first, resume = distributed.rank() == 0, None
+    fresh = where is None
+    if fresh:
+        where = shared(lambda: folder.new(name))
+    show = Show(where, name, mode) if first else None
+    write = lambda: first and (where / "recipe.toml").write_text(recipe.dumps(r), encoding="utf-8")
+    try:
+        with folder.locked(where) if first else contextlib.nullcontext():
+            if not fresh:
+                resume = newest(where)
+            held = loop.train(r, where, resume=resume, show=show, ready=write)
+    except loop.Diverged as e:
+        print(f"qkv train: {e}", file=sys.stderr)
+        return 1
+    except BaseException:
+        if fresh and first and not (where / "metrics.jsonl").exists():
+            shutil.rmtree(where, ignore_errors=True)  # nothing was trained: leave no empty run behind
+        raise
+    finally:
+        if show:
+            show.close()
+    if first:
+        ending(where, held, show, r)
+    distributed.finish()
+    return 0
+
+
+def _flags(words):
+    """(plain words, ranks or None, "plain", "quiet" or ""). Raises ValueError for an unknown flag."""
+    rest, ranks, mode, it = [], None, "", iter(words)
+    for w in it:
+        if w == "--ranks":
+            value = next(it, "")
+            if not value.isdigit() or int(value) < 1:
+                raise ValueError(f"--ranks {value}: must be a whole number of at least 1")
+            ranks = int(value)
+        elif w in ("--plain", "--quiet"):
+            mode = w[2:]
+        elif w.startswith("--"):
+            raise ValueError(f"there is no flag {w}.{nearest(w, ('--ranks', '--plain', '--quiet'))} There are --ranks N, --plain, --quiet")
+        else:
+            rest.append(w)
+    return rest, ranks, mode
+
+
+def prepare(what, words):
+    """(recipe, name, run folder to go on with or None) of the words of a command. Raises ValueError for what cannot be."""
+    import dataclasses
+
+    from .. import models
+    from ..training import folder, loop, recipe
+
     where = folder.find(what) if what else None
     path = None if where else recipe.find(what or "quickstart")
     if where is not None:
@@ -80,70 +121,61 @@ def run(words, verb):
     else:
         loop.known_presets(what)
         raw, name = defaults(what), what
-    preset = raw["model"].get("preset")
-    overrides = {"model": {}, "data": {}, "train": {}}
-    if rest:
-        for word in rest:  # the preset decides which model fields there are
-            if word.startswith(("preset=", "model.preset=")):
-                preset = word.partition("=")[2]
-        fields = {f.name for f in dataclasses.fields(models.preset(preset))} if preset else set()
-        overrides = recipe.parse_overrides(rest, fields)
-    if {"steps", "epochs", "seconds"} & set(overrides["train"]):  # a new end replaces the old one
+    preset = next((w.partition("=")[2] for w in words if w.startswith(("preset=", "model.preset="))), raw["model"].get("preset"))
+    fields = {f.name for f in dataclasses.fields(models.preset(preset))} if isinstance(preset, str) and words else set()
+    over = recipe.parse_overrides(words, fields)
+    if {"steps", "epochs", "seconds"} & set(over["train"]):  # a new end replaces the old one
         for key in ("steps", "epochs", "seconds"):
             raw["train"].pop(key, None)
     if where is not None:
-        if overrides["model"] or overrides["data"]:
-            raise recipe.RecipeError(f"{where} goes on with the model and data it began with; only train.* may change, not {', '.join([*overrides['model'], *overrides['data']])}")
-    elif overrides["data"].get("source") and path is None:
-        raw["data"].pop("tokenizer", None) if not str(overrides["data"]["source"]).startswith("task:") else None
-    r = recipe.resolve(merge(raw, overrides), name)
-    if r.data.target or r.data.source in ("multi30k",):
-        pass
+        fixed = [
+            *over["model"],
+            *over["data"],
+            *(k for k in over["train"] if k in ("optimizer", "objective", "seed", "batch", "tokens", "accumulate")),
+        ]
+        if fixed:
+            raise recipe.RecipeError(
+                f"{where} goes on as it began; {', '.join(fixed)} cannot change. Start a new run instead: qkv train PRESET ..."
+            )
+    elif path is None and not str(over["data"].get("source", "task:")).startswith("task:"):
+        raw["data"].pop("tokenizer", None)  # characters are for generated tasks
+    r = recipe.resolve({s: raw[s] | over[s] for s in raw}, name)
     if where is None:
-        where = shared(lambda: folder.new(name))
-        if distributed.rank() == 0:
-            (where / "recipe.toml").write_text(recipe.dumps(r), encoding="utf-8")
-    else:
-        from ..checkpoints import runs
-
-        resume, notes = runs.newest(where / "checkpoints")
-        for note in notes:
-            print(f"note: {note}; going on from an older checkpoint", file=sys.stderr)
-        if distributed.rank() == 0:
-            (where / "recipe.toml").write_text(recipe.dumps(r), encoding="utf-8")
-    show = Show(where, name, "quiet" in flags) if distributed.rank() == 0 else None
-    import contextlib
-
-    try:
-        with folder.locked(where) if distributed.rank() == 0 else contextlib.nullcontext():
-            held = loop.train(r, where, resume=resume, show=show)
-    except loop.Diverged as e:
-        if show:
-            show.close()
-        print(f"qkv train: {e}", file=sys.stderr)
-        return 1
-    except BaseException:
-        if show:
-            show.close()
-        if resume is None and distributed.rank() == 0 and not (where / "metrics.jsonl").exists():
-            import shutil
-
-            shutil.rmtree(where, ignore_errors=True)  # nothing was trained: leave no empty run behind
-        raise
-    if distributed.rank() == 0:
-        ending(where, held, show)
-    distributed.finish()
-    return 0
+        models.preset(r.model["preset"], **{k: v for k, v in r.model.items() if k != "preset"})  # refused now, not in every rank
+    return r, name, where
 
 
-def ending(where, held, show):
-    if held is not None:
-        first = show.held[0][1]["loss"] if show.held else None
-        began = f" (untrained: {first:.3f})" if first and show.first == 0 else ""
-        print(f"held-out loss {held['loss']:.3f}{began}, perplexity {held['perplexity']:,.1f}")
-    if show.text:
+def newest(where):
+    """The newest whole checkpoint of a run, with notes about those passed over; None where there is none."""
+    from ..checkpoints import runs
+
+    resume, notes = runs.newest(where / "checkpoints")
+    for note in notes:
+        print(f"note: {note}; going on from an older checkpoint", file=sys.stderr)
+    return resume
+
+
+def ending(where, held, show, r):
+    """What is printed when a run is over: the result, a sample, and what to do next."""
+    from ..training import folder
+
+    rows = folder.read_metrics(where / "metrics.jsonl")
+    untrained = next((x["valid_loss"] for x in rows if "valid_loss" in x and x["step"] == 0), None)
+    if held is None:
+        print(f"interrupted at step {show.now}; everything is saved. Go on with: qkv train {where}")
+        return
+    print(
+        f"held-out loss {held['loss']:.3f}"
+        + (f" (untrained: {untrained:.3f})" if untrained else "")
+        + f", perplexity {held['perplexity']:,.1f}"
+    )
+    if show.text and show.mode != "plain":
         print(f"sample: {show.text[:500]}")
-    print(f"\nrun folder: {where}\ntry next:\n  qkv generate {where}\n  qkv train {where} seconds={int(2 * max(60, show.elapsed))}")
+    more = f"steps={2 * show.now}" if r.train.seconds is None else f"seconds={int(2 * r.train.seconds)}"
+    look = {"Decoder": f'qkv generate {where} "The "', "EncoderDecoder": f'qkv generate {where} "a text to answer"'}.get(
+        show.kind, f"qkv eval {where}"
+    )
+    print(f"\nrun folder: {where}\ntry next:\n  {look}\n  qkv train {where} {more}")
 
 
 def shared(make):
@@ -163,8 +195,6 @@ def launch(ranks, words):
     """Starts `ranks` processes of the same command under torchrun and waits for them."""
     import subprocess
 
-    if ranks < 1:
-        raise ValueError(f"--ranks {ranks}: must be at least 1")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "qkv", "train", *words]
     env = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     return subprocess.call(command, env=env)

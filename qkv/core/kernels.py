@@ -27,6 +27,8 @@ class Softmax(nn.Module):
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {dropout}")
+        if scale is not None and (not isinstance(scale, (int, float)) or not 0 < scale < float("inf")):
+            raise ValueError(f"scale must be a number above 0, not {scale!r}")
         self.dropout, self.scale, self.upcast = dropout, scale, upcast
         self.weights = nn.Identity()
 

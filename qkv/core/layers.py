@@ -128,6 +128,6 @@ class Embedding(nn.Module):
             x = x + (self.types(types_BT) if types_BT is not None else self.types.weight[0])
         if self.position is not None:
             if last is not None and last >= self.position.length:
-                raise ValueError(f"{last + 1} tokens are more than the {self.position.length} positions of this model (length)")
+                raise ValueError(f"position {last} is beyond the {self.position.length} positions of this model (length); shorten the text")
             x = x + self.position.embed(number)
         return self.drop(self.norm(x))

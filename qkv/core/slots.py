@@ -9,6 +9,18 @@ import inspect
 
 from ..words import nearest
 
+STRUCTURE = ("dim", "heads", "kv_heads", "head_dim", "hidden", "causal")
+
+
+def _fits(slot, text, key, value, default):
+    """Raises where an argument is of another kind than the parameter's default."""
+    for kinds, word in (((bool,), "true or false"), ((int, float), "a number"), ((str,), "a word")):
+        if isinstance(default, kinds) and not (isinstance(default, bool) and bool not in kinds):
+            good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+            if not good or value != value or value in (float("inf"), float("-inf")):
+                raise ValueError(f"{slot}: '{text}': {key}={value!r} must be {word}")
+            return
+
 
 def _literal(node, text):
     if isinstance(node, ast.Name):  # a bare word is a string: rope(scaling=linear)
@@ -47,12 +59,20 @@ def build(slot, text, table, **given):
     for key in kwargs:
         if key not in params:
             raise ValueError(f"{slot}: {name} takes no '{key}' (it takes {', '.join(params)}).{nearest(key, params)}")
+        if key in given and key in STRUCTURE:
+            raise ValueError(f"{slot}: '{text}': {key} follows from the model and cannot be set here")
     filled = {k: v for k, v in given.items() if k in params} | kwargs
     free = [k for k in params if k not in filled]
     if len(args) > len(free):
         raise ValueError(f"{slot}: '{text}' has {len(args)} values where {name} takes {len(free)} ({', '.join(free)})")
+    filled |= dict(zip(free, args))
+    for key in [*kwargs, *free[: len(args)]]:
+        _fits(slot, text, key, filled[key], params[key].default)
+    missing = [k for k, p in params.items() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and k not in filled]
+    if missing:
+        raise ValueError(f"{slot}: '{text}' needs {', '.join(missing)}, e.g. {name}({missing[0]}=128)")
     try:
-        return make(**filled, **dict(zip(free, args)))
+        return make(**filled)
     except TypeError as e:
         raise ValueError(f"{slot}: cannot make '{text}': {e}") from None
     except ValueError as e:

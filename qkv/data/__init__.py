@@ -106,7 +106,9 @@ def _open_pairs(cfg):
     if cfg.source.startswith("task:"):
         name = cfg.source.removeprefix("task:")
         if name not in tasks.TASKS:
-            raise DataError(f"data.source=task:{name}: there is no such task.{nearest(name, tasks.TASKS)} There are {', '.join(tasks.TASKS)}")
+            raise DataError(
+                f"data.source=task:{name}: there is no such task.{nearest(name, tasks.TASKS)} There are {', '.join(tasks.TASKS)}"
+            )
         rows = tasks.make(name, cfg.count)
         held = max(1, int(len(rows) * cfg.holdout))
         return Corpus(rows[held:], rows[:held], f"{cfg.source}|{cfg.count}", True)
@@ -153,4 +155,17 @@ def rows_of(cfg, corpus, tokenizer, *, length, extra=0, tokens=4096, seed=0):
     )
 
 
-__all__ = ["Batch", "Corpus", "Data", "DataError", "Pairs", "Tokenizer", "Windows", "make_tokenizer", "open_corpus", "padded", "rng", "rows_of"]
+__all__ = [
+    "Batch",
+    "Corpus",
+    "Data",
+    "DataError",
+    "Pairs",
+    "Tokenizer",
+    "Windows",
+    "make_tokenizer",
+    "open_corpus",
+    "padded",
+    "rng",
+    "rows_of",
+]

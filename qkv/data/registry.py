@@ -111,7 +111,9 @@ def fetch(name, part):
     found = hashlib.sha256(content).hexdigest()
     if found != file.sha256:
         partial.unlink()
-        raise DataError(f"{file.url} did not give the published file: its SHA-256 is {found}, not {file.sha256}. Nothing was kept; try again")
+        raise DataError(
+            f"{file.url} did not give the published file: its SHA-256 is {found}, not {file.sha256}. Nothing was kept; try again"
+        )
     if target.suffix == ".gz" and partial.read_bytes()[:2] != b"\x1f\x8b":
         partial.write_bytes(gzip.compress(content, mtime=0))
     partial.rename(target)

@@ -85,6 +85,8 @@ def read(folder):
     meta = json.loads((folder / "meta.json").read_text())
     path, kind = folder / "ids.bin", np.dtype(meta["dtype"])
     if path.stat().st_size != meta["tokens"] * kind.itemsize:
-        raise DataError(f"{path} is damaged: {path.stat().st_size} bytes instead of {meta['tokens'] * kind.itemsize}. Delete {folder} to build it again")
+        raise DataError(
+            f"{path} is damaged: {path.stat().st_size} bytes instead of {meta['tokens'] * kind.itemsize}. Delete {folder} to build it again"
+        )
     ids = np.memmap(path, dtype=kind, mode="r") if meta["tokens"] else np.zeros(0, kind)
     return Shards(ids, np.load(folder / "ends.npy"), meta["nbytes"])

@@ -5,7 +5,7 @@ import datetime
 from .batches import rng
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
 
 
 def _word(r, low=3, high=10):

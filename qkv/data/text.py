@@ -4,6 +4,7 @@ import glob
 import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 
 TEXT = (".txt", ".md", ".rst", ".text", ".raw", ".py", ".tsv", ".csv", "")
@@ -18,6 +19,8 @@ def files_of(source):
     found = []
     for part in str(source).split(","):
         part = os.path.expanduser(part.strip())
+        if not part:
+            raise DataError("data.source is empty: name a file, a folder, a glob or a data set")
         path = Path(part)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p) in (*TEXT, ".jsonl") and not p.name.startswith("."))
@@ -48,7 +51,7 @@ def read_text(path, errors="strict"):
     path = Path(path)
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, OSError) as e:
+    except (gzip.BadGzipFile, EOFError, OSError, zlib.error) as e:
         raise DataError(f"{path} cannot be read: {e}") from None
     try:
         return raw.decode("utf-8-sig", errors)

@@ -43,7 +43,9 @@ class Tokenizer:
     def prompt(self, text):
         """Ids of a text that a decoder goes on from: with what the tokenizer puts before every text (LLaMA's <s>)."""
         ids = self.engine.encode(text).ids
-        return ids[:-1] if ids and ids[-1] in (self.eos, self.sep) and self.engine.encode(text, add_special_tokens=False).ids != ids else ids
+        return (
+            ids[:-1] if ids and ids[-1] in (self.eos, self.sep) and self.engine.encode(text, add_special_tokens=False).ids != ids else ids
+        )
 
     def encode_all(self, texts):
         """Ids of many texts, on several threads."""
@@ -216,7 +218,6 @@ def _sentencepiece(path):
         raise DataError(f"{path} is not a SentencePiece model: it has no pieces")
     unknown = next((i for i, (_, _, kind) in enumerate(pieces) if kind == 2), 0)
     fallback = any(kind == 6 for _, _, kind in pieces)
-    vocab = {p: i for i, (p, _, _) in enumerate(pieces)}
     steps = []
     if normalizer.get(2):
         steps.append(normalizers.Precompiled(normalizer[2]))
@@ -252,7 +253,9 @@ def _bpe_pieces(pieces, steps=(), prefix=True, unknown=0, fallback=True):
 def from_pieces(pieces):
     """A tokenizer of scored byte pieces [(bytes, score)] whose first three are unknown, begin and end (llama2.c)."""
     named = ["<unk>", "<s>", "</s>"]
-    rows = [(named[i] if i < 3 else p.decode("utf-8", "replace").replace(" ", "▁"), s, 3 if i < 3 else 1) for i, (p, s) in enumerate(pieces)]
+    rows = [
+        (named[i] if i < 3 else p.decode("utf-8", "replace").replace(" ", "▁"), s, 3 if i < 3 else 1) for i, (p, s) in enumerate(pieces)
+    ]
     rows = [(p, s, 6 if p.startswith("<0x") and len(p) == 6 else k) for p, s, k in rows]
     engine = _bpe_pieces(rows)
     engine.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in named])
@@ -268,5 +271,3 @@ def _merges(pieces, vocab):
         halves = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in vocab and piece[i:] in vocab]
         found += [(-score, vocab[a], vocab[b], a, b) for a, b in halves]
     return [(a, b) for *_, a, b in sorted(found, key=lambda f: f[0])]
-
-

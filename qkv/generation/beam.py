@@ -64,7 +64,10 @@ def _search(model, prompts, K, most, penalty, end, cached):
     out = []
     for b in range(B):
         if not done[b]:
-            open_ = [(s / max(1, state.length - first) ** penalty, state.seen[b * K + k, first:].tolist()) for k, s in enumerate(scores[b].tolist())]
+            open_ = [
+                (s / max(1, state.length - first) ** penalty, state.seen[b * K + k, first:].tolist())
+                for k, s in enumerate(scores[b].tolist())
+            ]
             finished[b] += open_ if len(finished[b]) < K else []
         out.append(max(finished[b], key=lambda f: f[0]))
     return [ids for _, ids in out], [score for score, _ in out]

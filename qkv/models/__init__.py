@@ -106,6 +106,7 @@ def load(source, *, dtype=None, revision=None):
     files.check_finite(tensors, folder)
     where = str(folder)
     named = raw.get("architectures") or []
+    named = named if isinstance(named, list) and all(isinstance(n, str) for n in named) else []
     if raw.get("model_type") == "qkv":
         cfg, published, family = from_own(raw, where), None, None
     else:
@@ -138,6 +139,8 @@ def load(source, *, dtype=None, revision=None):
 
 def find(source, revision=None):
     """The folder of a checkpoint: a local one, or the hub's, fetched once."""
+    if not isinstance(source, (str, Path)) or not str(source):
+        raise files.CheckpointError(f"{source!r} names no checkpoint: give a folder or a hub id (owner/name)")
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -159,14 +162,18 @@ def own_config(cfg):
 
 
 def from_own(raw, where="config.json"):
-    kind, fields = (raw.get("architectures") or [None])[0], raw.get("qkv")
+    kinds = raw.get("architectures")
+    kind, fields = kinds[0] if isinstance(kinds, list) and kinds else None, raw.get("qkv")
     if kind not in TOPOLOGIES or not isinstance(fields, dict):
         raise files.CheckpointError(f"{where}: architectures={kind!r} is not one of {', '.join(TOPOLOGIES)}")
     cls = TOPOLOGIES[kind]
     unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
     if unknown:
         raise files.CheckpointError(f"{where}: {kind} has no field {', '.join(sorted(unknown))}")
-    return cls(**fields)
+    try:
+        return cls(**fields)
+    except (TypeError, ValueError) as e:
+        raise files.CheckpointError(f"{where}: {str(e).replace(f'{kind}.__init__() ', '')}") from None
 
 
 def published_files(model):

@@ -41,14 +41,26 @@ def flops(model, context=None):
     out = {"attention weights": 0, "feed-forward": 0, "scores and values": 0, "output matrix": 0}
     for name, m in model.named_modules():
         if isinstance(m, nn.Linear):
-            part = "output matrix" if name.startswith("head") else "attention weights" if name.endswith((".q", ".k", ".v", ".o")) else "feed-forward"
+            part = (
+                "output matrix"
+                if name.startswith("head")
+                else "attention weights"
+                if name.endswith((".q", ".k", ".v", ".o"))
+                else "feed-forward"
+            )
             out[part] += 2 * m.weight.numel()
         elif isinstance(m, Attention):
             from ..core import Causal, Sliding
 
             seen = context
             for p in m.pattern.parts():
-                seen = min(seen, context / 2) if isinstance(p, Causal) and not m.cross else min(seen, p.window) if isinstance(p, Sliding) else seen
+                seen = (
+                    min(seen, context / 2)
+                    if isinstance(p, Causal) and not m.cross
+                    else min(seen, p.window)
+                    if isinstance(p, Sliding)
+                    else seen
+                )
             out["scores and values"] += int(4 * m.heads * m.head_dim * seen)
     return {k: v for k, v in out.items() if v}
 
@@ -64,7 +76,10 @@ def training_bytes(model, batch=1):
     (34 numbers a token, layer and width, Korthikanti et al. 2022, without the scores, plus the logits)."""
     cfg, n = model.config, sum(p.numel() for p in model.parameters())
     layers = cfg.layers + (getattr(cfg, "decoder_layers", None) or 0)
-    return {"weights, gradients, moments": 16 * n, f"activations of {batch} x {cfg.length} tokens": batch * cfg.length * (layers * 34 * cfg.dim + 8 * cfg.vocab)}
+    return {
+        "weights, gradients, moments": 16 * n,
+        f"activations of {batch} x {cfg.length} tokens": batch * cfg.length * (layers * 34 * cfg.dim + 8 * cfg.vocab),
+    }
 
 
 def size(n, units=("", "K", "M", "G", "T", "P"), base=1000):

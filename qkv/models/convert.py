@@ -48,7 +48,9 @@ def llama2c(path):
         b = f"blocks.{i}."
         state |= {f"{b}attn.pre.weight": parts["attn_norm"][i], f"{b}ffn.pre.weight": parts["ffn_norm"][i],
                   f"{b}attn.f.q.weight": halves(parts["q"][i]), f"{b}attn.f.k.weight": halves(parts["k"][i])}  # fmt: skip
-        state |= {f"{b}attn.f.{x}.weight": parts[x][i] for x in "vo"} | {f"{b}ffn.f.{x}.weight": parts[x][i] for x in ("gate", "up", "down")}
+        state |= {f"{b}attn.f.{x}.weight": parts[x][i] for x in "vo"} | {
+            f"{b}ffn.f.{x}.weight": parts[x][i] for x in ("gate", "up", "down")
+        }
     state["head.out.weight"] = parts["token"] if shared else parts["out"]
     model.load_state_dict(state)
     return model.eval()
@@ -100,7 +102,9 @@ def ctranslate2(path):
         width, count = take("BI")
         if width != 4 and count > 1:
             raise CheckpointError(f"{path}: {key} has {8 * width}-bit numbers; only float32 is supported")
-        variables[key] = torch.frombuffer(bytearray(take(f"{width * count}s")), dtype=torch.float32 if width == 4 else torch.int8).view(shape)
+        variables[key] = torch.frombuffer(bytearray(take(f"{width * count}s")), dtype=torch.float32 if width == 4 else torch.int8).view(
+            shape
+        )
     for _ in range(take("I") if at < len(raw) else 0):
         alias, variable = string(), string()
         variables[alias] = variables[variable]

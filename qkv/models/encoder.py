@@ -79,7 +79,9 @@ class EncoderModel(Stack):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = map(
                 flat, (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             )
-        number, last, toks = locate(self.config, input_ids, inputs_embeds, attention_mask, position_ids, None, documents)
+        number, last, toks = locate(
+            self.config, input_ids, inputs_embeds, attention_mask, position_ids, None, documents, vocab=self.config.vocab
+        )
         hidden = self.run(self.embed(input_ids, number, token_type_ids, inputs_embeds, last), Context(toks))
         out = Output(hidden=hidden)
         if self.pool is not None:

@@ -71,7 +71,9 @@ class EncoderDecoderModel(nn.Module):
 
     def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None):
         """(B, S) -> hidden (B, S, D) and its Tokens."""
-        number, last, toks = locate(self.config, input_ids, inputs_embeds, attention_mask, None)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, the text to read")
+        number, last, toks = locate(self.config, input_ids, inputs_embeds, attention_mask, None, vocab=self.config.vocab)
         x = inputs_embeds if not self.config.embedded else self.encoder_embed(input_ids, number, None, inputs_embeds, last)
         return self.encoder.run(x, Context(toks)), toks
 
@@ -82,6 +84,8 @@ class EncoderDecoderModel(nn.Module):
         encoder runs at the first call only; at: flat indices into (B * T), the only places whose logits are wanted.
         Returns logits (B, T, V), hidden (B, T, D), encoder_hidden (B, S, D), cache."""
         cfg = self.config
+        if decoder_input_ids is not None and decoder_inputs_embeds is not None:
+            raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("decoder_input_ids are missing: the tokens written so far, beginning with the start token")
         if not cfg.embedded and (input_ids is not None or decoder_input_ids is not None):
@@ -95,7 +99,9 @@ class EncoderDecoderModel(nn.Module):
             return encoder_hidden, tokens(encoder_hidden.shape[1], valid=valid, device=encoder_hidden.device)
 
         memory, memory_tokens = make() if cache is None else cache.once("memory", make)
-        number, last, toks = locate(cfg, decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask, None, cache)
+        number, last, toks = locate(
+            cfg, decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask, None, cache, vocab=cfg.target_vocab or cfg.vocab
+        )
         x = decoder_inputs_embeds if not cfg.embedded else self.decoder_embed(decoder_input_ids, number, None, decoder_inputs_embeds, last)
         hidden = self.decoder.run(x, Context(toks, memory, memory_tokens, cache))
         out = Output(hidden=hidden, encoder_hidden=memory)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ..checkpoints import config as keys_of
 from ..checkpoints import table as tables
 from ..checkpoints.config import Key
+from ..core.slots import parse
 
 SPECIAL = (
     Key("pad_token_id", "pad", None),
@@ -25,8 +26,11 @@ def activation_name(name):
 
 
 def inside(text):
-    """'plain(gelu, bias=False)' -> 'gelu': the first argument of a slot's text."""
-    return text[text.index("(") + 1 :].rstrip(")").split(",")[0].strip()
+    """'plain(gelu, bias=False)' -> 'gelu': the first argument of a slot's text. Raises ValueError where it is not written."""
+    _, args, kwargs = parse(text if isinstance(text, str) else "")
+    if not args and "act" not in kwargs:
+        raise ValueError(f"{text!r} names no activation")
+    return str(args[0] if args else kwargs["act"])
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,17 @@ class Family:
 
     def read(self, raw, cls, where="config.json"):
         """A published config as ours."""
-        raw = self.before(dict(raw), cls)
-        fields = keys_of.read(raw, self.keys, neutral=self.neutral, fixed=self.fixed, where=where)
-        labels = raw.get("num_labels") or (len(raw["id2label"]) if raw.get("id2label") else 2)
-        return self.make(cls, **(fields | {"labels": labels}))
+        try:
+            raw = self.before(dict(raw), cls)
+            fields = keys_of.read(raw, self.keys, neutral=self.neutral, fixed=self.fixed, where=where)
+            labels = raw.get("num_labels") or (len(raw["id2label"]) if raw.get("id2label") else 2)
+            return self.make(cls, **(fields | {"labels": labels}))
+        except (ValueError, TypeError, AttributeError, KeyError) as e:
+            if str(e).startswith(where):
+                raise
+            ours = str(e).split("=")[0]
+            theirs = next((k.theirs for k in self.keys if k.ours == ours and not k.theirs.startswith("_")), None)
+            raise ValueError(f"{where}: {e}" + (f" ({ours} is its key '{theirs}')" if theirs else "")) from None
 
     def make(self, cls, **fields):
         kind = self.classes[cls]
@@ -71,14 +82,14 @@ class Family:
     def write(self, cfg, cls):
         """Our config as a published one, or None where the family has no way to say it."""
         have = {f.name for f in dataclasses.fields(cfg)}
-        raw = {k.theirs: k.save(getattr(cfg, k.ours)) for k in self.keys if k.ours in have}
-        if cfg.output in ("sequence", "tokens"):
-            raw["id2label"] = {str(i): f"LABEL_{i}" for i in range(cfg.labels)}
-            raw["label2id"] = {f"LABEL_{i}": i for i in range(cfg.labels)}
         try:
+            raw = {k.theirs: k.save(getattr(cfg, k.ours)) for k in self.keys if k.ours in have}
+            if cfg.output in ("sequence", "tokens"):
+                raw["id2label"] = {str(i): f"LABEL_{i}" for i in range(cfg.labels)}
+                raw["label2id"] = {f"LABEL_{i}": i for i in range(cfg.labels)}
             raw = self.after(raw, cfg) | {"architectures": [cls], "model_type": self.name}
             same = self.read(raw, cls)
-        except (ValueError, IndexError, KeyError):  # a slot that this family cannot name
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # a slot that this family cannot name
             return None
         ignore = {"init", "init_std"}
         return raw if all(getattr(same, n) == getattr(cfg, n, None) for n in have - ignore) and type(same) is type(cfg) else None

@@ -1,5 +1,7 @@
 """LLaMA 1, 2, 3 (Touvron et al., 2023; Dubey et al., 2024) and Mistral 7B (Jiang et al., 2023)."""
 
+from typing import Any
+
 from ..checkpoints.config import Key
 from ..core.slots import parse
 from .decoder import Decoder
@@ -102,7 +104,7 @@ def _classes(name):
     }
 
 
-COMMON = dict(
+COMMON: dict[str, Any] = dict(
     config=Decoder,
     table=TABLE,
     constants=dict(norm="rms", init="normal", pad_trains=False),

@@ -5,6 +5,7 @@ layer (pattern, kernel, ffn) also take a list, which is repeated down the stack.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -86,6 +87,13 @@ class Shape:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
+        for name in ("norm_eps", "init_std"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: must be a number above 0")
+        if self.types < 0:
+            raise ValueError(f"types={self.types}: must be 0 or more")
+        if self.numbering == "tokens" and self.pad is None:
+            raise ValueError("numbering=tokens counts the ids that are not padding; it needs pad, the padding id")
         for name in ("dropout", "attn_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1)")
@@ -119,6 +127,8 @@ def one_of(name, value, allowed):
 def coerce(name, value, kind):
     """`value` as the field's type: text from a command line is read, anything else must fit already. Raises ValueError."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and str in options and type(None) not in options:
+        value = "none"  # position=none on a command line
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and type(None) in options and str not in options):
         if type(None) in options:
             return None
@@ -151,7 +161,9 @@ def coerce(name, value, kind):
                     return float(value)
                 except ValueError:
                     pass
-        elif (option is str and isinstance(value, str)) or (option not in (type(None), int, float, str, bool) and isinstance(value, option)):
+        elif (option is str and isinstance(value, str)) or (
+            option not in (type(None), int, float, str, bool) and isinstance(value, option)
+        ):
             return value
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     wanted = " or ".join(words.get(o, "a list of texts") for o in options if o is not type(None))
@@ -171,8 +183,9 @@ def make_embedding(cfg, position, vocab=None):
     """The input embedding. position: the scheme of the model, added here where that is its site."""
     at_input = position if position.site == "embedding" else None
     norm = make_norm(cfg) if cfg.embed_norm else None
-    still = None if cfg.pad_trains or cfg.pad is None else cfg.pad
-    return Embedding(vocab or cfg.vocab, cfg.dim, at_input, cfg.types, norm, cfg.dropout, cfg.dim**0.5 if cfg.scaled else 1.0, still)
+    vocab = vocab or cfg.vocab
+    still = None if cfg.pad_trains or cfg.pad is None or not -vocab <= cfg.pad < vocab else cfg.pad
+    return Embedding(vocab, cfg.dim, at_input, cfg.types, norm, cfg.dropout, cfg.dim**0.5 if cfg.scaled else 1.0, still)
 
 
 def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=None):
@@ -198,21 +211,34 @@ def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=No
     return blocks
 
 
-def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=None, valid_is_plain=True):
+def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=None, vocab=0):
     """What a model needs to know of its input tokens.
 
     ids (B, T) or their vectors x (B, T, D); mask (B, S) of tokens and padding, the newest T last; position_ids (B, T).
-    Returns (number (B|1, T) for a position table, the highest number where it is known, Tokens).
+    vocab: number of ids there are, to check them against. Returns (number (B|1, T) for a position table, the highest number where it is known, Tokens).
     """
     source = ids if ids is not None else x
+    if source.dim() != (2 if ids is not None else 3):
+        wanted = "(batch, tokens)" if ids is not None else "(batch, tokens, dim)"
+        raise ValueError(f"the input has the shape {tuple(source.shape)}; it must be {wanted}")
+    if ids is not None and ids.is_floating_point():
+        raise ValueError(f"input ids must be whole numbers, not {ids.dtype}; vectors go in as inputs_embeds")
     B, T = source.shape[:2]
     start, device = 0 if cache is None else cache.length, source.device
     eager = not torch.compiler.is_compiling()
+    if eager and device.type == "cpu" and ids is not None and ids.numel() and vocab:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocab:
+            raise ValueError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab} (ids 0 to {vocab - 1})")
+    if mask is not None and (mask.dim() != 2 or mask.shape[1] < T):
+        raise ValueError(f"attention_mask has the shape {tuple(mask.shape)}, {T} tokens need ({B}, {T})")
+    if position_ids is not None and (position_ids.dim() != 2 or position_ids.shape[1] != T):
+        raise ValueError(f"position_ids have the shape {tuple(position_ids.shape)}, {T} tokens need ({B}, {T})")
     marks = {name: m for name, m in (("document", documents), ("prefix", prefix)) if m is not None}
     given = mask is not None
     if given:
         mask = mask[:, -T:].bool()
-        if valid_is_plain and eager and device.type == "cpu" and bool(mask.all()):
+        if eager and device.type == "cpu" and bool(mask.all()):
             mask = None  # nothing is padding: structure can do without a mask
     if cfg.numbering == "tokens" and ids is not None and position_ids is None:
         real = ids != cfg.pad

@@ -1,6 +1,8 @@
 """The 2017 Transformer (Vaswani et al.): sinusoids, post-norm, one shared embedding. Published layouts: MarianMT, FSMT, and
 torch.nn.Transformer's (stacks without embeddings)."""
 
+from typing import Any
+
 from ..checkpoints.config import Key
 from ..checkpoints.table import stacked
 from .encoder_decoder import EncoderDecoder
@@ -207,7 +209,7 @@ TORCH = Family(
 )
 
 
-PAPER = dict(
+PAPER: dict[str, Any] = dict(
     order="post", final_norm=False, norm_eps=1e-5, position="sinusoid", ffn="plain(relu)", length=512, pad=0, bos=1, eos=2, start=1
 )
 OWN = {

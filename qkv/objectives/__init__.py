@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..words import nearest
+from ..core import read_pattern, tokens
 from ..data.batches import Batch, padded
+from ..words import nearest
 
 IGNORE = -100
 
@@ -109,7 +110,9 @@ class Masked(Tokens):
         """(corrupted ids (B, T), chosen (B, T) bool); as many are chosen in every row."""
         score = torch.from_numpy(rng.random(tuple(ids.shape), dtype="float32"))
         score[torch.isin(ids, self.special)] = 2.0
-        chosen = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, score.topk(max(1, round(self.rate * ids.shape[1])), largest=False)[1], True)
+        chosen = torch.zeros_like(ids, dtype=torch.bool).scatter_(
+            1, score.topk(max(1, round(self.rate * ids.shape[1])), largest=False)[1], True
+        )
         chosen &= score < 2.0
         draw = torch.from_numpy(rng.random(tuple(ids.shape), dtype="float32"))
         other = self.ordinary[torch.from_numpy(rng.integers(0, len(self.ordinary), tuple(ids.shape)))]
@@ -145,6 +148,12 @@ class SequenceToSequence(Tokens):
         return Batch(inputs, labels.reshape(-1), int(mask[:, 1:].sum()), int(seen.sum() + mask[:, 1:].sum()))
 
 
+def _sees_ahead(pattern):
+    """Does the first of a few tokens see a later one?"""
+    row = tokens(8)
+    return bool(read_pattern(pattern).allows(row.as_queries(), row.as_keys()).triu(1).any())
+
+
 OBJECTIVES = {"causal": Causal, "masked": Masked, "seq2seq": SequenceToSequence}
 DEFAULT = {"Decoder": "causal", "Encoder": "masked", "EncoderDecoder": "seq2seq"}
 
@@ -157,11 +166,19 @@ def make(name, config, tokenizer, paired, *, mask_rate=0.15, smoothing=0.0):
         raise ValueError(f"train.objective='{name}' is not one of auto, {', '.join(OBJECTIVES)}.{nearest(name, OBJECTIVES)}")
     kind = OBJECTIVES[name]
     if topology not in kind.topologies:
-        raise ValueError(f"train.objective={name} needs a {' or '.join(kind.topologies)}; this model is a {topology}, which carries {DEFAULT[topology]}")
+        raise ValueError(
+            f"train.objective={name} needs the topology {' or '.join(kind.topologies)}; this model is of {topology}, which carries {DEFAULT[topology]}"
+        )
+    if kind is Causal and (ahead := next((p for i in range(config.layers) if _sees_ahead(p := config.layer("pattern", i))), None)):
+        raise ValueError(
+            f"train.objective=causal: under the pattern '{ahead}' a token sees the very tokens it shall predict; use causal or sliding(...)"
+        )
     if config.output != "lm":
         raise ValueError(f"train.objective={name} needs a model with output=lm, not {config.output}")
     if not hasattr(kind, "pairs" if paired else "batch"):
-        need = "pairs of texts (data.source=task:reverse, or data.source=FILE data.target=FILE)" if not paired else "running text, not pairs"
+        need = (
+            "pairs of texts (data.source=task:reverse, or data.source=FILE data.target=FILE)" if not paired else "running text, not pairs"
+        )
         raise ValueError(f"train.objective={name} reads {need}")
     if kind is Masked:
         return Masked(tokenizer, mask_rate)

@@ -80,5 +80,7 @@ def read_metrics(path):
     out = []
     for line in Path(path).read_text().splitlines():
         with contextlib.suppress(ValueError):
-            out.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                out.append(row)
     return out

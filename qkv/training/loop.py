@@ -19,10 +19,10 @@ import torch
 from .. import data as data_of
 from .. import models, objectives, runtime
 from ..checkpoints import files, runs
-from ..words import nearest
 from ..data import rng
 from ..data import tokenizer as tokenizers
 from ..evaluation.loss import evaluate
+from ..words import nearest
 from . import distributed, folder, optim, recipe
 
 
@@ -40,6 +40,7 @@ class Run:
     objective: object
     train: object
     valid: object
+    key: str
     device: torch.device
     bf16: bool
 
@@ -50,6 +51,15 @@ def threads(asked):
     if asked > cores:
         raise recipe.RecipeError(f"train.threads={asked}: this process may use {cores} cores")
     return asked or cores
+
+
+def choose_device(asked):
+    """cpu or cuda: what was asked, or the GPU where there is one."""
+    if asked not in ("auto", "cpu", "cuda"):
+        raise recipe.RecipeError(f"train.device={asked!r}: must be auto, cpu or cuda")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise recipe.RecipeError("train.device=cuda: this machine has no GPU that torch can use; leave it out, or device=cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
 def fast_bf16():
@@ -64,16 +74,18 @@ def assemble(r, weights=None):
     t, d = r.train, r.data
     runtime.keep_memory()
     torch.set_num_threads(max(1, threads(t.threads) // distributed.world()))
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if t.device == "auto" else t.device)
+    device = torch.device(choose_device(t.device))
     fields = {k: v for k, v in r.model.items() if k != "preset"}
     cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
     corpus = data_of.open_corpus(d)
     if weights is None:
-        vocab = d.vocab or fields.get("vocab") or cfg.vocab
+        vocab = d.vocab if d.vocab is not None else fields.get("vocab") or max(cfg.vocab, 1024)
         tokenizer = data_of.make_tokenizer(dataclasses.replace(d, vocab=vocab), corpus)
         size = fields.get("vocab") or len(tokenizer)
         if size < len(tokenizer):
-            raise recipe.RecipeError(f"model.vocab={size} is smaller than the tokenizer's {len(tokenizer)} tokens; leave it out, or make it larger")
+            raise recipe.RecipeError(
+                f"model.vocab={size} is smaller than the tokenizer's {len(tokenizer)} tokens; leave it out, or make it larger"
+            )
         cfg = models.replace(cfg, vocab=size, pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos)
         if type(cfg).__name__ == "EncoderDecoder":
             cfg = models.replace(cfg, start=tokenizer.bos, target_vocab=None)
@@ -90,13 +102,15 @@ def assemble(r, weights=None):
     extra = getattr(objective, "extra", 0)
     train, valid = data_of.rows_of(d, corpus, tokenizer, length=length, extra=extra, tokens=t.tokens, seed=t.seed)
     bf16 = t.precision == "bf16" or (t.precision == "auto" and fast_bf16())
-    return Run(r, tokenizer, model.to(device), objective, train, valid, device, bf16)
+    return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16)
 
 
 def check_vocabulary(tokenizer, cfg, where):
     """Raises where a tokenizer has ids that the model has no embedding for."""
     if len(tokenizer) > cfg.vocab:
-        raise recipe.RecipeError(f"{where}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary is {cfg.vocab}; they do not belong together")
+        raise recipe.RecipeError(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary is {cfg.vocab}; they do not belong together"
+        )
 
 
 def batches_of(run, step, rank=0, world=1):
@@ -117,7 +131,10 @@ def batches_of(run, step, rank=0, world=1):
 
 def _slice(run, starts, number, rank, world):
     """A rank's rows of a batch; corruption is drawn for the whole batch first, so that it does not depend on the ranks."""
-    parts = [run.objective.batch(run.train.rows(starts[i : i + 1]), rng(run.recipe.train.seed, number, 3, i)) for i in range(rank, len(starts), world)]
+    parts = [
+        run.objective.batch(run.train.rows(starts[i : i + 1]), rng(run.recipe.train.seed, number, 3, i))
+        for i in range(rank, len(starts), world)
+    ]
     return _join(parts)
 
 
@@ -148,11 +165,11 @@ def total_steps(run):
     return t.steps
 
 
-def train(r, where, *, resume=None, show=None):
+def train(r, where, *, resume=None, show=None, ready=lambda: None):
     """Trains a recipe in the run folder `where` and returns the final held-out metrics.
 
     resume: checkpoint folder to go on from. show: an object with step, evaluated, sample, note and saved (a live panel); see
-    cli.panel. SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
+    cli.panel. ready: called once the run is put together and nothing can be refused any more. SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
     """
     rank, world = distributed.rank(), distributed.world()
     show = show or Quiet()
@@ -164,12 +181,17 @@ def train(r, where, *, resume=None, show=None):
     if resume is not None:
         state = files.read_json(resume / "state.json")
         optimizer.load(files.read_tensors(resume / "optimizer.safetensors"), names)
+        if state.get("data") != run.key:
+            show.note("the texts are not those that the run began with: it goes on, but not bit for bit")
         for key, now in environment(t).items():
             if state["environment"].get(key) != now:
                 show.note(f"{key} was {state['environment'].get(key)} and is {now}: the run goes on, but not bit for bit")
     steps = total_steps(run)
     if steps is None and t.seconds is None:
         raise recipe.RecipeError("the run has no end: give steps=, epochs= or seconds=")
+    if steps is not None and state["step"] >= steps:
+        show.note(f"the run is at step {state['step']} already; steps={steps} asks for no more")
+    ready()
     metrics = folder.Metrics(where / "metrics.jsonl", state["step"] if resume else None) if rank == 0 else None
     wrapped = distributed.wrap(model)
     forward = torch.compile(wrapped) if t.compile else wrapped
@@ -192,9 +214,11 @@ def train(r, where, *, resume=None, show=None):
     def save():
         nonlocal last_saved
         if rank == 0:
-            kept = {"step": step, "seconds": elapsed(), "tokens": tokens, "environment": environment(t), "recipe": r.name}
+            kept = {"step": step, "seconds": elapsed(), "tokens": tokens, "environment": environment(t), "data": run.key}
             try:
-                path = runs.save(where / "checkpoints", step, lambda f: write_model(f, model, run.tokenizer), optimizer.state(names), kept, t.keep)
+                path = runs.save(
+                    where / "checkpoints", step, lambda f: write_model(f, model, run.tokenizer), optimizer.state(names), kept, t.keep
+                )
                 show.saved(path)
                 last_saved = step
             except OSError as e:
@@ -220,8 +244,8 @@ def train(r, where, *, resume=None, show=None):
             show.sample(step, text)
         distributed.barrier()
 
-    held = check() if step == 0 else None
     show.begin(run, steps, t.seconds, step)
+    held = check() if step == 0 else None
     with stop, ThreadPoolExecutor(1) as loader:
         ahead = loader.submit(batches_of, run, step, rank, world)
         model.train()
@@ -272,7 +296,7 @@ def train(r, where, *, resume=None, show=None):
     if rank == 0:
         metrics.close()
     show.end(interrupted)
-    return held
+    return None if interrupted else held
 
 
 def _advice(where, r, last_saved):
@@ -352,4 +376,6 @@ class Quiet:
 def known_presets(what):
     """Raises with the nearest name where `what` is no preset."""
     if what not in models.presets():
-        raise recipe.RecipeError(f"'{what}' is no preset, recipe or run.{nearest(what, [*models.presets(), *recipe.shipped()])} `qkv ls` lists them")
+        raise recipe.RecipeError(
+            f"'{what}' is no preset, recipe or run.{nearest(what, [*models.presets(), *recipe.shipped()])} `qkv ls` lists them"
+        )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -18,9 +19,8 @@ class Train:
     """objective: auto (what the architecture is made for), causal, masked or seq2seq. steps, epochs, seconds: whatever ends first.
     batch: rows a step (of text), or `tokens` a step (of pairs). accumulate: passes per step. lr, schedule, warmup (steps), optimizer
     (adamw or muon), muon_lr, weight_decay, betas, clip. precision: auto, fp32 or bf16. compile: with torch.compile. threads: 0 takes
-    half of the logical cores at least one. eval_every, save_every, sample_every: steps; 0 leaves it to the clock. keep: checkpoints
-    kept. prompt: what samples begin with. smoothing: of labels. mask_rate: share of masked tokens. average: of the last
-    checkpoints' weights, taken for the final model."""
+    all cores this process may use. eval_every, save_every, sample_every: steps; 0 leaves it to the clock. keep: checkpoints
+    kept. prompt: what samples begin with. smoothing: of labels. mask_rate: share of masked tokens."""
 
     objective: str = "auto"
     steps: int | None = None
@@ -118,7 +118,9 @@ def cast(section, cls, values):
             value = float(value)
         if int in options and isinstance(value, float) and value == int(value):
             value = int(value)
-        fits = (value is None and type(None) in options) or any(isinstance(value, o) and not (isinstance(value, bool) and o is not bool) for o in options)
+        fits = (value is None and type(None) in options) or any(
+            isinstance(value, o) and not (isinstance(value, bool) and o is not bool) for o in options
+        )
         if not fits:
             if str in options and not isinstance(value, (dict, list)):
                 value = str(value)
@@ -143,9 +145,25 @@ def check(train):
     for key in ("warmup", "weight_decay", "clip", "threads", "eval_every", "save_every", "sample_every"):
         if getattr(train, key) < 0:
             raise RecipeError(f"train.{key}={getattr(train, key)}: must not be negative")
+    for f in dataclasses.fields(train):
+        value = getattr(train, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"train.{f.name}={value}: must be a finite number")
+    for key, low, high in (
+        ("beta1", 0, 1),
+        ("beta2", 0, 1),
+        ("mask_rate", 1e-9, 1),
+        ("smoothing", 0, 1),
+        ("seed", 0, 2**63),
+        ("sample_tokens", 1, 2**31),
+    ):
+        if not low <= getattr(train, key) < high:
+            raise RecipeError(f"train.{key}={getattr(train, key)}: must be at least {low:g} and below {high:g}")
     for key, allowed in (("precision", ("auto", "fp32", "bf16")), ("schedule", ("cosine", "inverse_sqrt", "constant", "linear"))):
         if getattr(train, key) not in allowed:
-            raise RecipeError(f"train.{key}={getattr(train, key)!r}: must be one of {', '.join(allowed)}.{nearest(getattr(train, key), allowed)}")
+            raise RecipeError(
+                f"train.{key}={getattr(train, key)!r}: must be one of {', '.join(allowed)}.{nearest(getattr(train, key), allowed)}"
+            )
     return train
 
 
@@ -177,6 +195,8 @@ def load(path):
     for key in raw:
         if key not in PREFIXES:
             raise RecipeError(f"{path}: [{key}] is not one of [model], [data], [train].{nearest(key, PREFIXES)}")
+        if not isinstance(raw[key], dict):
+            raise RecipeError(f"{path}: {key} must be a section, [{key}] on a line of its own")
     return {p: dict(raw.get(p, {})) for p in PREFIXES}
 
 
@@ -184,8 +204,10 @@ def resolve(raw, name="run"):
     """A Recipe from raw sections. The model section must name a preset."""
     sections = _fields()
     model = dict(raw["model"])
+    if not isinstance(model.get("preset", ""), str):
+        raise RecipeError(f"model.preset={model['preset']!r}: must be the name of a preset")
     if "preset" not in model:
-        raise RecipeError("[model] needs preset = \"NAME\"; `qkv ls` lists the presets")
+        raise RecipeError('[model] needs preset = "NAME"; `qkv ls` lists the presets')
     data = cast("data", sections["data"], raw["data"])
     return Recipe(model, data, check(cast("train", Train, raw["train"])), name)
 
@@ -197,6 +219,8 @@ def dumps(recipe):
         value = getattr(recipe, section)
         value = value if isinstance(value, dict) else dataclasses.asdict(value)
         out.append(f"[{section}]")
-        out += [f"{k} = {json.dumps(list(v) if isinstance(v, tuple) else v, ensure_ascii=False)}" for k, v in value.items() if v is not None]
+        out += [
+            f"{k} = {json.dumps(list(v) if isinstance(v, tuple) else v, ensure_ascii=False)}" for k, v in value.items() if v is not None
+        ]
         out.append("")
     return "\n".join(out)
