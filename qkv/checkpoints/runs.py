@@ -14,7 +14,6 @@ from pathlib import Path
 from . import files
 from .files import CheckpointError
 
-
 VISITS: dict = {}  # of the test hook below
 
 
