@@ -76,7 +76,9 @@ def rivals(a, seed):
                         activation_function="gelu", bos_token_id=0, eos_token_id=0)  # fmt: skip
     theirs = GPT2LMHeadModel(config)
     forward = lambda x: theirs(input_ids=x, use_cache=False).logits
-    yield Runner("recipe on transformers", theirs, forward, optim.make(theirs, "adamw", 1e-3, 0.1, (0.9, 0.99)), a.steps, "cosine", 100, False, seed)
+    yield Runner(
+        "recipe on transformers", theirs, forward, optim.make(theirs, "adamw", 1e-3, 0.1, (0.9, 0.99)), a.steps, "cosine", 100, False, seed
+    )
     for name, steps in (("qkv, short", int(a.steps * 0.19)), ("qkv, about equal time", int(a.steps * 0.8))):
         torch.manual_seed(seed)
         model = qkv.create("gpt-nano", vocab=65, length=T, dim=128, layers=4, heads=4, **MODERN)
@@ -116,7 +118,9 @@ def main():
         whole = base.reached or base.seconds
         for r in runners[1:]:
             when = f"{r.reached:.0f} s, {r.reached / whole:.2f} of its time" if r.reached else "not reached"
-            print(f"seed {seed}: {r.name}: loss {a.target} after {when}; end {r.loss:.4f} after {r.seconds:.0f} s; the recipe ends at {base.loss:.4f} after {base.seconds:.0f} s")
+            print(
+                f"seed {seed}: {r.name}: loss {a.target} after {when}; end {r.loss:.4f} after {r.seconds:.0f} s; the recipe ends at {base.loss:.4f} after {base.seconds:.0f} s"
+            )
 
 
 if __name__ == "__main__":

@@ -254,6 +254,39 @@ def test_open_parity_cases_are_equal():
             assert sum(p.numel() for p in qkv.create(e["class"], **e["config"]).parameters()) == e["params"], name
 
 
+@pytest.mark.parametrize("options", ({}, {"norm_first": True}, {"activation": "gelu", "bias": False}), ids=("post", "pre", "no-biases"))
+def test_torchs_own_transformer_is_equal(options, tmp_path):
+    sizes = {"d_model": 32, "nhead": 4, "num_encoder_layers": 2, "num_decoder_layers": 3, "dim_feedforward": 48, "dropout": 0.0}
+    theirs = torch.nn.Transformer(**sizes, **options, batch_first=True).double().eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    (tmp_path / "m").mkdir()
+    save_file(theirs.state_dict(), tmp_path / "m/model.safetensors")
+    (tmp_path / "m/config.json").write_text(
+        json.dumps({"model_type": "torch-transformer", "architectures": ["Transformer"], **sizes, **options})
+    )
+    model = qkv.load(tmp_path / "m")
+    src, tgt = torch.randn(2, 8, 32, dtype=torch.float64), torch.randn(2, 6, 32, dtype=torch.float64)
+    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    with torch.no_grad():
+        causal = theirs.generate_square_subsequent_mask(6, dtype=torch.float64)
+        want = theirs(src, tgt, tgt_mask=causal, src_key_padding_mask=mask == 0, memory_key_padding_mask=mask == 0)
+        torch.testing.assert_close(model(src=src, tgt=tgt, src_mask=mask)["hidden"], want, rtol=0, atol=1e-10)
+
+
+def test_a_tokenizer_of_another_model_is_refused(gpt):
+    from qkv.cli.common import open_model
+    from qkv.cli.main import main
+    from qkv.data import tokenizer as tokenizers
+
+    _, folder = gpt
+    tokenizers.train("bpe", ["some text " * 50], 300).save(folder)
+    with pytest.raises(ValueError, match="tokenizer has .* tokens, the model's vocabulary is 61"):
+        open_model(str(folder))
+    assert main(["generate", str(folder), "x"]) == 2
+
+
 def test_a_hub_id_is_loaded_from_a_local_server(gpt, tmp_path):
     """The hub's own client against a server of ours: the real loading code, without the network."""
     import hashlib

@@ -284,17 +284,39 @@ def test_signals_save_and_leave_cleanly(source, tmp_path, kind):
     assert p.returncode == 0 and newest(run).name == f"step-{last + 5:08d}", out
 
 
-def test_two_ranks_give_the_losses_of_one(source, tmp_path):
+@pytest.mark.parametrize("words", (WORDS, ("bert-nano", "hidden=64", *WORDS[1:])), ids=("causal", "masked"))
+def test_two_ranks_give_the_losses_of_one(source, tmp_path, words):
     losses = []
     for ranks in (1, 2):
         p = command(
-            "train", *WORDS, f"data={source}", "steps=6", *(["--ranks", "2"] if ranks == 2 else []), QKV_RUNS=str(tmp_path / f"r{ranks}")
+            "train", *words, f"data={source}", "steps=6", *(["--ranks", "2"] if ranks == 2 else []), QKV_RUNS=str(tmp_path / f"r{ranks}")
         )
         out, _ = p.communicate(timeout=180)
         assert p.returncode == 0, out
         (metrics,) = (tmp_path / f"r{ranks}").glob("*/metrics.jsonl")
         losses.append([x["loss"] for x in folder.read_metrics(metrics) if "loss" in x])
     assert len(losses[0]) == 6 and losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_shares_of_a_batch_add_up_to_it(tok):
+    torch.manual_seed(0)
+    rows = (torch.randint(10, 200, (5, 16)), None, None)
+    pairs = [([40, 41], [50, 51, 52]), ([42], [53]), ([44], [55, 56])]
+    gpt = qkv.create("gpt-nano", **SMALL, vocab=300).double()
+    bert = qkv.create("bert-nano", **SMALL, hidden=64, vocab=300).double()
+    both = qkv.create("transformer-nano", **SMALL, hidden=64, vocab=300).double()
+    cases = [
+        (gpt, objectives.Causal(tok), objectives.Causal(tok).batch(rows, None)),
+        (bert, objectives.Masked(tok), objectives.Masked(tok).batch(rows, data.rng(1))),
+        (both, objectives.SequenceToSequence(tok), objectives.SequenceToSequence(tok).pairs(pairs, None)),
+        (gpt, objectives.Causal(tok), objectives.Causal(tok).pairs(pairs, None)),
+    ]
+    for model, objective, batch in cases:
+        for world in (2, 7):  # more ranks than rows, too
+            parts = [batch.share(r, world) for r in range(world)]
+            assert sum(p.count for p in parts) == batch.count
+            total = sum(objective.loss(model, p).value for p in parts)
+            torch.testing.assert_close(total, objective.loss(model, batch).value, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from ..runtime import before_torch
 from ..words import nearest
 
 VERBS = {
@@ -49,6 +50,7 @@ def main(argv=None):
     if any(a in ("-h", "--help") for a in rest):
         print(module.HELP.strip())
         return 0
+    before_torch()
     try:
         return module.run(rest, verb) or 0
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 Dims: B rows, T tokens.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,11 +20,24 @@ class Batch:
     labels: torch.Tensor
     count: int
     tokens: int
-    extra: dict = field(default_factory=dict)
+
+    def share(self, rank, world):
+        """Every world-th row, from `rank` on. A rank without a row gets one that counts nothing."""
+        B, T = self.inputs.get("decoder_input_ids", self.inputs["input_ids"]).shape
+        mine = torch.arange(B)[rank::world]
+        rows = mine if len(mine) else torch.zeros(1, dtype=torch.long)
+        inputs = {k: v[rows] if v.shape[0] == B else v for k, v in self.inputs.items() if k != "at"}
+        if "at" in self.inputs:
+            at = self.inputs["at"]
+            keep = (at // T) % world == rank
+            inputs["at"], labels = at[keep] // T // world * T + at[keep] % T, self.labels[keep]
+        else:
+            labels = self.labels.view(B, -1)[rows].flatten() if len(mine) else torch.full((T,), -100)
+        return Batch(inputs, labels, int((labels != -100).sum()), self.tokens * len(mine) // B)
 
     def to(self, device):
         move = lambda x: x.to(device, non_blocking=True) if torch.is_tensor(x) else x
-        return Batch({k: move(v) for k, v in self.inputs.items()}, move(self.labels), self.count, self.tokens, self.extra)
+        return Batch({k: move(v) for k, v in self.inputs.items()}, move(self.labels), self.count, self.tokens)
 
 
 def rng(*key):

@@ -120,35 +120,11 @@ def batches_of(run, step, rank=0, world=1):
         number = step * t.accumulate + i
         r = rng(t.seed, number, 3)
         if isinstance(run.train, data_of.Pairs):
-            rows = run.train.batch(number)
-            out.append(run.objective.pairs(rows[rank::world] or rows[:1], r))
+            batch = run.objective.pairs(run.train.batch(number), r)
         else:
-            starts = run.train.starts_of(number * t.batch, t.batch)
-            whole = run.objective.batch(run.train.rows(starts), r)
-            out.append(whole if world == 1 else _slice(run, starts, number, rank, world))
+            batch = run.objective.batch(run.train.rows(run.train.starts_of(number * t.batch, t.batch)), r)
+        out.append(batch if world == 1 else batch.share(rank, world))  # drawn whole, then shared: ranks change nothing
     return out
-
-
-def _slice(run, starts, number, rank, world):
-    """A rank's rows of a batch; corruption is drawn for the whole batch first, so that it does not depend on the ranks."""
-    parts = [
-        run.objective.batch(run.train.rows(starts[i : i + 1]), rng(run.recipe.train.seed, number, 3, i))
-        for i in range(rank, len(starts), world)
-    ]
-    return _join(parts)
-
-
-def _join(parts):
-    T = parts[0].inputs["input_ids"].shape[1]
-    inputs = {}
-    names = set().union(*(p.inputs for p in parts))
-    for name in sorted(names):
-        if name == "at":
-            inputs[name] = torch.cat([p.inputs[name] + i * T for i, p in enumerate(parts)])
-        else:
-            blank = torch.zeros(1, T, dtype=torch.long) if name == "documents" else torch.arange(T)[None]
-            inputs[name] = torch.cat([p.inputs.get(name, blank) for p in parts])
-    return data_of.Batch(inputs, torch.cat([p.labels for p in parts]), sum(p.count for p in parts), sum(p.tokens for p in parts))
 
 
 def total_steps(run):
