@@ -79,11 +79,11 @@ def rivals(a, seed):
     yield Runner(
         "recipe on transformers", theirs, forward, optim.make(theirs, "adamw", 1e-3, 0.1, (0.9, 0.99)), a.steps, "cosine", 100, False, seed
     )
-    for name, steps in (("qkv, short", int(a.steps * 0.19)), ("qkv, about equal time", int(a.steps * 0.8))):
+    for name, steps in (("qkv, short", int(a.steps * 0.21)), ("qkv, about equal time", int(a.steps * 0.8))):
         torch.manual_seed(seed)
         model = qkv.create("gpt-nano", vocab=65, length=T, dim=128, layers=4, heads=4, **MODERN)
-        optimizer = optim.make(model, "muon", 5e-3, 0.1, (0.9, 0.95), 0.02)
-        yield Runner(name, model, lambda x, m=model: m(input_ids=x)["logits"], optimizer, steps, "constant", 10, a.bf16, seed)
+        optimizer = optim.make(model, "muon", 3e-3, 0.1, (0.9, 0.95), 0.02)
+        yield Runner(name, model, lambda x, m=model: m(input_ids=x)["logits"], optimizer, steps, "constant", 20, a.bf16, seed)
 
 
 def main():

@@ -319,6 +319,20 @@ def test_shares_of_a_batch_add_up_to_it(tok):
             torch.testing.assert_close(total, objective.loss(model, batch).value, rtol=0, atol=1e-3)
 
 
+def test_bfloat16_learns_as_float32_does(source, tmp_path):
+    _, exact = train(make_recipe(source, steps=40, lr=3e-3), tmp_path / "a")
+    _, short = train(make_recipe(source, steps=40, lr=3e-3, precision="bf16"), tmp_path / "b")
+    assert short[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.01) and short[-1]["loss"] == pytest.approx(exact[-1]["loss"], rel=0.05)
+    assert short[-1]["loss"] != exact[-1]["loss"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_losses_of_an_eager_one(source, tmp_path):
+    _, eager = train(make_recipe(source), tmp_path / "a")
+    _, compiled = train(make_recipe(source, compile=True), tmp_path / "b")
+    assert [x["loss"] for x in compiled] == pytest.approx([x["loss"] for x in eager], abs=1e-4)
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing(source, tmp_path):
     """20 kills, half of them inside a save: the resumed curve is that of the uninterrupted run, bit for bit."""

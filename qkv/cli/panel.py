@@ -110,9 +110,6 @@ class Show:
         if not self.live:  # notes are never quiet
             print(f"note: {text}", flush=True)
 
-    def saved(self, path):
-        self.checkpoint = path
-
     def view(self):
         width = max(30, min(self.console.width, 110) - 6)
         left = ""

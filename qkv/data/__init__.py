@@ -57,7 +57,6 @@ class Corpus:
     valid: object
     key: str
     paired: bool
-    test: object = None
 
 
 def open_corpus(cfg):
@@ -115,7 +114,7 @@ def _open_pairs(cfg):
     if cfg.source in registry.PUBLISHED:
         a, _, b = cfg.languages.partition("-")
         part = lambda split: text.pairs(*(str(registry.fetch(cfg.source, f"{split}.{x}")) for x in (a, b)))
-        return Corpus(part("train"), part("val"), f"{cfg.source}|{cfg.languages}", True, lambda: part("test_2016_flickr"))
+        return Corpus(part("train"), part("val"), f"{cfg.source}|{cfg.languages}", True)
     rows = text.pairs(cfg.source, cfg.target, cfg.errors)
     if cfg.valid:
         if not cfg.valid_target:

@@ -1,7 +1,6 @@
 """Every architecture by name: presets with our fields, published classes with published keys."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -206,12 +205,6 @@ def save(model, folder, tokenizer=None):
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds something that is no checkpoint; choose another folder")
     files.write_folder(folder, make)
-
-
-def describe(cfg):
-    """A config as indented JSON of the fields that differ from their defaults."""
-    fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
-    return json.dumps(fields, indent=1)
 
 
 __all__ = [

@@ -26,11 +26,6 @@ def _fairseq(side, n, norm="post"):
     return rows + _both(f"{theirs}final_layer_norm", f"{ours}ffn.{norm}")
 
 
-def _start(raw, name, value):
-    raw.setdefault(name, value)
-    return raw
-
-
 def _keys(vocab, length, layers=12, hidden=4096):
     return (
         Key("d_model", "dim", 1024),

@@ -40,11 +40,15 @@ def barrier():
         dist.barrier()
 
 
+def _device():
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
 def total(value):
     """The sum of a number over ranks."""
     if not active():
         return value
-    t = torch.tensor(value, dtype=torch.float64)
+    t = torch.tensor(value, dtype=torch.float64, device=_device())
     dist.all_reduce(t)
     return type(value)(t.item())
 
@@ -53,7 +57,7 @@ def agree(value):
     """Rank 0's answer, on every rank."""
     if not active():
         return bool(value)
-    t = torch.tensor(int(value))
+    t = torch.tensor(int(value), device=_device())
     dist.broadcast(t, 0)
     return bool(t.item())
 

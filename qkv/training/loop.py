@@ -144,7 +144,7 @@ def total_steps(run):
 def train(r, where, *, resume=None, show=None, ready=lambda: None):
     """Trains a recipe in the run folder `where` and returns the final held-out metrics.
 
-    resume: checkpoint folder to go on from. show: an object with step, evaluated, sample, note and saved (a live panel); see
+    resume: checkpoint folder to go on from. show: an object with begin, step, evaluated, sample, note and end (a live panel); see
     cli.panel. ready: called once the run is put together and nothing can be refused any more. SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
     """
     rank, world = distributed.rank(), distributed.world()
@@ -192,10 +192,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None):
         if rank == 0:
             kept = {"step": step, "seconds": elapsed(), "tokens": tokens, "environment": environment(t), "data": run.key}
             try:
-                path = runs.save(
-                    where / "checkpoints", step, lambda f: write_model(f, model, run.tokenizer), optimizer.state(names), kept, t.keep
-                )
-                show.saved(path)
+                runs.save(where / "checkpoints", step, lambda f: write_model(f, model, run.tokenizer), optimizer.state(names), kept, t.keep)
                 last_saved = step
             except OSError as e:
                 show.note(f"the checkpoint at step {step} could not be written ({e}); the one before it is kept")
