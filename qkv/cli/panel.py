@@ -28,6 +28,12 @@ def sparkline(values, width):
     return "".join(BARS[min(7, int((m - low) / span * 7.99))] for m in means)
 
 
+def brief(text, width, lines=6):
+    """The beginning of a text without empty lines, at most `lines` lines of `width`."""
+    kept = [line[:width] for line in text.splitlines() if line.strip()]
+    return "\n".join(kept[:lines])
+
+
 def clock(seconds):
     minutes, s = divmod(int(seconds), 60)
     hours, m = divmod(minutes, 60)
@@ -103,7 +109,7 @@ class Show:
     def sample(self, step, text):
         self.text = text
         if self.mode == "plain":
-            print(f"step {step}  sample: {text[:400]}", flush=True)
+            print(f"step {step}  sample: {brief(text, 200)}", flush=True)
 
     def note(self, text):
         self.notes.append(text)
@@ -117,6 +123,8 @@ class Show:
         if 0 < share < 1:
             left = f"  {clock(self.elapsed * (1 - share) / share)} left"
         of = f" of {self.steps}" if self.steps else ""
+        bar = Table.grid()  # in a table of its own: a bar ends without a line feed
+        bar.add_row(ProgressBar(total=1.0, completed=share, width=width))
         grid = Table.grid(padding=(0, 2))
         grid.add_row("step", f"{self.now:,}{of}", "tokens/s", f"{self.speed():,.0f}")
         grid.add_row("loss", f"[bold]{self.mean():.3f}[/bold]" if self.losses else "-", "time", f"{clock(self.elapsed)}{left}")
@@ -130,12 +138,12 @@ class Show:
                 f"{h['perplexity']:,.1f}{bits}",
             )
         parts = [
-            ProgressBar(total=1.0, completed=share, width=width),
+            bar,
             grid,
             Text(sparkline([x for x in self.losses if math.isfinite(x)], width), style="cyan"),
         ]
         if self.text:
-            parts += [Text("sample", style="dim"), Text(self.text[: width * 6], style="italic", overflow="fold")]
+            parts += [Text("sample", style="dim"), Text(brief(self.text, width), style="italic", overflow="fold")]
         parts += [Text(n, style="yellow") for n in self.notes[-2:]]
         return Panel(Group(*parts), title=f"training {self.name}", width=width + 6)
 

@@ -158,6 +158,7 @@ def newest(where):
 def ending(where, held, show, r):
     """What is printed when a run is over: the result, a sample, and what to do next."""
     from ..training import folder
+    from .panel import brief
 
     rows = folder.read_metrics(where / "metrics.jsonl")
     untrained = next((x["valid_loss"] for x in rows if "valid_loss" in x and x["step"] == 0), None)
@@ -170,7 +171,7 @@ def ending(where, held, show, r):
         + f", perplexity {held['perplexity']:,.1f}"
     )
     if show.text and show.mode != "plain":
-        print(f"sample: {show.text[:500]}")
+        print(f"sample: {brief(show.text, 110)}")
     more = f"steps={2 * show.now}" if r.train.seconds is None else f"seconds={int(2 * r.train.seconds)}"
     look = {"Decoder": f'qkv generate {where} "The "', "EncoderDecoder": f'qkv generate {where} "a text to answer"'}.get(
         show.kind, f"qkv eval {where}"
