@@ -38,6 +38,9 @@ FAMILIES = [
     Row("llama-linear", "LlamaForCausalLM", LLAMA | LINEAR, "decoder"),
     Row("llama-llama3", "LlamaForCausalLM", LLAMA | LLAMA3 | {"num_key_value_heads": 1}, "decoder"),
     Row("llama-sequence", "LlamaForSequenceClassification", LLAMA | {"num_labels": 3, "pad_token_id": 0}, "decoder-label"),
+    Row("llama-span", "LlamaForQuestionAnswering", LLAMA, "decoder-label", ("start_logits", "end_logits")),
+    Row("gpt2-span", "GPT2ForQuestionAnswering", GPT2, "decoder-label", ("start_logits", "end_logits")),
+    Row("mistral-tokens", "MistralForTokenClassification", LLAMA | {"num_labels": 3}, "decoder-label"),
     Row("mistral-window", "MistralForCausalLM", LLAMA | {"sliding_window": 4}, "decoder"),
     Row("mistral-full", "MistralForCausalLM", LLAMA | {"sliding_window": None}, "decoder"),
     Row("bert-mlm", "BertForMaskedLM", BERT, "encoder"),
@@ -55,5 +58,8 @@ FAMILIES = [
     Row("t5-encoder", "T5EncoderModel", T5, "encoder-plain", ("hidden",)),
     Row("marian", "MarianMTModel", FAIRSEQ | {"vocab_size": 61, "pad_token_id": 60, "decoder_start_token_id": 60, "scale_embedding": True,
         "activation_function": "swish"}, "encoder-decoder", ("logits", "encoder_hidden")),
+    Row("marian-two-vocabularies", "MarianMTModel", FAIRSEQ | {"vocab_size": 61, "decoder_vocab_size": 57, "share_encoder_decoder_embeddings": False,
+        "tie_word_embeddings": False, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 1, "forced_eos_token_id": 1}, "encoder-decoder",
+        ("logits", "encoder_hidden")),
     Row("fsmt", "FSMTForConditionalGeneration", FAIRSEQ | {"src_vocab_size": 61, "tgt_vocab_size": 53}, "encoder-decoder", ("logits", "encoder_hidden")),
 ]  # fmt: skip

@@ -37,7 +37,7 @@ def inside(text):
 class Family:
     """name: the published model_type. config: our dataclass. keys: published keys. classes: {published class: fields it fixes};
     the first is what a fresh model is saved as. table: rows of tensors. prefix: what head classes put before base names, which
-    the classes named in `bare` do not. before/after: adapt a raw config before it is read and after it is written. fix: fields that
+    the classes named in `bare` do not, and those in `prefixes` spell otherwise. before/after: adapt a raw config before it is read and after it is written. fix: fields that
     follow from the others. presets: {name: fields that differ from the published defaults}."""
 
     name: str
@@ -47,6 +47,7 @@ class Family:
     table: tuple
     prefix: str = ""
     bare: tuple = ()
+    prefixes: dict = field(default_factory=dict)
     neutral: tuple = ()
     fixed: dict = field(default_factory=dict)
     before: object = staticmethod(lambda raw, cls: raw)
@@ -103,7 +104,7 @@ class Family:
 
     def layout(self, cfg, cls):
         """Arguments for checkpoints.table.read and write."""
-        prefix = "" if cls in self.bare else self.prefix
+        prefix = "" if cls in self.bare else self.prefixes.get(cls, self.prefix)
         return dict(prefix=prefix, layers=cfg.layers, decoder_layers=getattr(cfg, "decoder_layers", None) or cfg.layers)
 
     def load(self, model, cls, tensors, where):

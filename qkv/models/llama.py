@@ -112,7 +112,6 @@ COMMON: dict[str, Any] = dict(
     buffers=(r"rotary_emb\.inv_freq$",),
     prefix="model.",
     after=_after,
-    aliases=((r"^transformer\.", "model."),),
 )
 LLAMA = Family(
     name="llama",
@@ -120,6 +119,7 @@ LLAMA = Family(
     before=_before(10000.0),
     classes=_classes("Llama"),
     bare=("LlamaModel",),
+    prefixes={"LlamaForQuestionAnswering": "transformer."},
     **COMMON,
     presets={
         "llama-nano": dict(vocab=256, length=128, dim=128, layers=4, heads=4, hidden=344),
