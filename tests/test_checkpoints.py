@@ -349,3 +349,87 @@ def test_a_hub_id_is_loaded_from_a_local_server(gpt, tmp_path):
     with pytest.raises(CheckpointError, match="no folder here, and the hub did not give it"):
         qkv.load("someone/absent")
     shutil.rmtree(tmp_path / "hf", ignore_errors=True)
+
+
+def test_files_with_other_heads_parts_load_and_save_them_back(tmp_path):
+    """bert-base-uncased is a masked language model whose file also holds a pooler and the next-sentence head."""
+    whole = qkv.create("BertForPreTraining", **BERT)
+    qkv.save(whole, tmp_path / "m")
+    rewrite(tmp_path / "m", architectures=["BertForMaskedLM"])
+    model, ids = qkv.load(tmp_path / "m"), torch.arange(9)[None]
+    assert torch.equal(model(ids)["logits"], whole.eval()(ids)["prediction_logits"])
+    qkv.save(model, tmp_path / "b")
+    a, b = load_file(tmp_path / "m/model.safetensors"), load_file(tmp_path / "b/model.safetensors")
+    assert set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_base_classes_read_both_spellings(gpt):
+    model, folder = gpt
+    rewrite(folder, architectures=["GPT2Model"])
+    assert torch.equal(qkv.load(folder)(torch.arange(9)[None])["hidden"], model(torch.arange(9)[None])["hidden"])
+
+
+def test_two_copies_of_one_tensor_stay_tied_in_any_dtype(gpt):
+    _, folder = gpt
+    tensors = load_file(folder / "model.safetensors")
+    rewrite(folder, tensors | {"lm_head.weight": tensors["transformer.wte.weight"].clone()})
+    for dtype in (torch.float32, torch.bfloat16):
+        model = qkv.load(folder, dtype=dtype)
+        assert model.head.out.weight is model.embed.token.weight
+    rewrite(folder, load_file(folder / "model.safetensors") | {"lm_head.weight": torch.randn(61, 32)})
+    assert qkv.load(folder).head.out.weight is not qkv.load(folder).embed.token.weight
+
+
+def test_t5_files_with_their_historical_extras_load(tmp_path):
+    small = dict(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    qkv.save(qkv.create("T5ForConditionalGeneration", **small), tmp_path / "m")
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    extra = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.randn(32, 4)}
+    twice = {f"{s}.embed_tokens.weight": tensors["shared.weight"].clone() for s in ("encoder", "decoder")}
+    rewrite(tmp_path / "m", tensors | extra | twice, architectures=["T5WithLMHeadModel"], n_positions=512)
+    qkv.load(tmp_path / "m")
+    rewrite(tmp_path / "m", tensors | twice | {"encoder.embed_tokens.weight": torch.randn(61, 32)})
+    with pytest.raises(CheckpointError, match="other values than the tensor it shall be shared with"):
+        qkv.load(tmp_path / "m")
+    encoder = qkv.create("T5EncoderModel", **small)
+    qkv.save(encoder, tmp_path / "e")
+    tensors = load_file(tmp_path / "e/model.safetensors")
+    rewrite(tmp_path / "e", tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"].clone()})
+    qkv.load(tmp_path / "e")
+
+
+PUBLISHED = {  # keys of real config.json files that change nothing, or must be understood
+    "MarianMTModel": {
+        "_num_labels": 3,
+        "bad_words_ids": [[58100]],
+        "normalize_before": False,
+        "num_hidden_layers": 6,
+        "add_bias_logits": False,
+    },
+    "GPT2LMHeadModel": {
+        "n_ctx": 1024,
+        "n_special": 0,
+        "predict_special_tokens": True,
+        "task_specific_params": {},
+        "is_encoder_decoder": False,
+    },
+    "LlamaForCausalLM": {"eos_token_id": [128001, 128008], "pretraining_tp": 1, "rope_scaling": None, "rope_theta": 10000.0},
+    "BertForMaskedLM": {"gradient_checkpointing": False, "position_embedding_type": "absolute", "classifier_dropout": None},
+    "FSMTForConditionalGeneration": {"langs": ["en", "de"], "pad_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("cls", PUBLISHED)
+def test_keys_of_published_configs_are_understood(cls):
+    cfg = models.CLASSES[cls].read(PUBLISHED[cls], cls)
+    if cls.startswith("Llama"):
+        assert cfg.eos == (128001, 128008) and models.CLASSES[cls].write(cfg, cls)["eos_token_id"] == [128001, 128008]
+    if cls.startswith("FSMT"):
+        assert cfg.position == "sinusoid(layout=fairseq, offset=1, zero=0)"
+
+
+def test_masks_of_another_meaning_are_refused():
+    model, ids = qkv.create("gpt-nano"), torch.zeros(3, 5, dtype=torch.long)
+    for mask, reason in ((torch.ones(5, 5), "the mask has the shape"), (torch.full((3, 5), -1e9), "1 for a token and 0 for padding")):
+        with pytest.raises(ValueError, match=reason):
+            model(ids, attention_mask=mask)

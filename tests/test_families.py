@@ -57,6 +57,8 @@ def test_equals_the_reference_at_random_weights(row, tmp_path):
     plain = {"use_cache": False} if row.name == "fsmt" else {}  # with its cache, the reference's FSMT has no causal mask
     with torch.no_grad():
         a, b = model(**inputs), theirs(**inputs, **plain)
+    theirs.save_pretrained(tmp_path / "t")
+    assert set(load_file(tmp_path / "m/model.safetensors")) == set(load_file(tmp_path / "t/model.safetensors"))
     for name in row.outputs:
         torch.testing.assert_close(a[name], getattr(b, THEIRS.get(name, name)), rtol=0, atol=1e-5)
 

@@ -155,6 +155,40 @@ def test_streaming_stop_strings_and_characters():
     assert cut == whole[: whole.index(stop)] == complete(model, tokenizer, ["h"], sampling, most=60, stop=(stop,))[0]
 
 
+def test_prefixes_of_unequal_lengths_equal_each_alone():
+    model = pair()
+    start, sources = model.config.start, [[3, 4, 5], [6, 7], [8]]
+    prefixes = [[start], [start, 9, 10, 11], [start, 12]]
+    together = generate(model, sources, most=6, end=(), prefixes=prefixes)
+    for source, prefix, answer in zip(sources, prefixes, together):
+        assert generate(model, [source], most=6, end=(), prefixes=[prefix], cached=False) == [answer]
+
+
+def test_several_ends_and_a_start_that_is_padding():
+    model = decoder(eos=(2, 7))
+    plain = generate(model, [[3]], most=20, end=())[0]
+    assert any(t in (2, 7) for t in plain) or generate(model, [[3]], most=20)[0] == plain
+    for token in plain[:3]:
+        assert generate(model, [[3]], most=20, end=(token, 99))[0] == plain[: plain.index(token)]
+    t5 = qkv.create("t5-nano", vocab=V, dim=32, heads=2, head_dim=16, hidden=32, pad=0, start=0, eos=1).double()
+    assert 0 not in generate(t5, [[3, 4]], Sampling(temperature=5.0), most=15, end=())[0]
+
+
+def test_half_characters_wait():
+    class Bytes:
+        eos = None
+
+        def prompt(self, text):
+            return [1]
+
+        def decode(self, ids, special=False):
+            whole = "😀é".encode()
+            return whole[: len(ids)].decode(errors="replace") if len(ids) <= len(whole) else "😀é"
+
+    pieces = list(stream(decoder(), Bytes(), "x", most=6))
+    assert "".join(pieces) == "😀é" and all("\ufffd" not in p for p in pieces)
+
+
 def test_steps_leave_the_model_as_it_was():
     model = decoder().train()
     for _ in itertools.islice(steps(model, [[3]], most=5), 2):

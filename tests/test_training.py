@@ -240,6 +240,19 @@ def test_a_full_disk_keeps_the_old_checkpoint(source, tmp_path, monkeypatch):
     assert names == ["step-00000004", "step-00000012"] and len(steps) == 12
 
 
+def test_the_librarys_own_error_is_a_full_disk_too(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from qkv.checkpoints import files
+
+    def full(*args, **kw):
+        raise SafetensorError("IoError: No space left on device")
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2)})
+
+
 def test_damaged_checkpoints_are_passed_over_or_refused(source, tmp_path):
     train(make_recipe(source, keep=9), tmp_path / "a")
     folder_ = tmp_path / "a/checkpoints"

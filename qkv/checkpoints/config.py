@@ -27,11 +27,11 @@ NEUTRAL = {
     "temperature", "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
     "num_return_sequences", "diversity_penalty", "typical_p", "suppress_tokens", "begin_suppress_tokens", "return_dict_in_generate",
     "output_scores", "exponential_decay_length_penalty", "remove_invalid_values", "initializer_range", "initializer_factor", "init_std", "layerdrop", "encoder_layerdrop", "decoder_layerdrop", "directionality",
-    "model_max_length",
+    "model_max_length", "_num_labels", "n_special", "predict_special_tokens", "_attn_implementation_autoset", "transformers.js_config",
 }  # fmt: skip
 # Keys that any config may carry, and the only values under which the forward pass is the one built here.
 FIXED: dict = {
-    "is_decoder": (False,), "add_cross_attention": (False,), "cross_attention_hidden_size": (None,), "chunk_size_feed_forward": (0,),
+    "is_decoder": (False,), "is_encoder_decoder": (False,), "add_cross_attention": (False,), "cross_attention_hidden_size": (None,), "chunk_size_feed_forward": (0,),
     "pruned_heads": ({}, None), "tie_encoder_decoder": (False,), "use_bfloat16": (False,), "tf_legacy_loss": (False,),
     "position_embedding_type": ("absolute",), "quantization_config": (None,),
 }  # fmt: skip

@@ -128,7 +128,10 @@ def write_json(path, value):
 
 def write_tensors(path, tensors):
     """Tensors are copied to be contiguous and unshared; metadata as the reference writes it."""
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+    try:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as e:  # the library's own word for a full disk
+        raise OSError(f"{path} cannot be written: {e}") from None
     fsync(path)
 
 

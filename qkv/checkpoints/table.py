@@ -62,10 +62,24 @@ def parameters(model):
     return state, again
 
 
-def read(table, model, tensors, *, prefix="", buffers=(), aliases=(), optional=(), layers=0, decoder_layers=0, where="the file"):
+def read(
+    table,
+    model,
+    tensors,
+    *,
+    prefix="",
+    other="",
+    spare=(),
+    buffers=(),
+    aliases=(),
+    optional=(),
+    layers=0,
+    decoder_layers=0,
+    where="the file",
+):
     """Copies a file's tensors {name: tensor} into the model and returns the Layout that they came in.
 
-    prefix: what head classes put before base names. buffers: regular expressions of names to keep unused. aliases: (regular
+    prefix: what this class puts before base names, other: what others do. spare, buffers: regular expressions of names to keep unused. aliases: (regular
     expression, replacement) pairs of older spellings. optional: our names that a file may lack (tables that can be computed).
     Raises ValueError naming every tensor that is left over, missing or of another shape.
     """
@@ -80,7 +94,10 @@ def read(table, model, tensors, *, prefix="", buffers=(), aliases=(), optional=(
         name = actual
         for pattern, new in aliases:
             name = re.sub(pattern, new, name)
-        options = (name, prefix + name, name.removeprefix(prefix))
+        if any(re.search(s, name) for s in spare):
+            layout.extra[actual] = left.pop(actual)
+            continue
+        options = (name, prefix + name, name.removeprefix(prefix), name.removeprefix(other))
         known = next((n for n in options if n in plan), None)
         if known is not None and known not in spelt:
             spelt[known] = actual
@@ -104,13 +121,17 @@ def read(table, model, tensors, *, prefix="", buffers=(), aliases=(), optional=(
             if state[ours_name].shape != new.shape:
                 problems.append(f"{actual} has the shape {tuple(tensor.shape)}, the config wants {_shape_of(op, state, ours)}")
                 continue
+            if ours_name in filled and not torch.equal(state[ours_name].detach(), new.to(state[ours_name])):
+                problems.append(f"{actual} holds other values than the tensor it shall be shared with")
+                continue
             with torch.no_grad():
                 state[ours_name].copy_(new)
             filled.add(ours_name)
     for name in layout.twice:  # a second copy of a shared tensor: equal, or the model's own
         ours, op = plan[name]
         new = op.load([tensors[layout.names[name]]])[0]
-        if not torch.equal(new, state[again[ours[0]]].detach().to(new.dtype)):
+        shared = state[again[ours[0]]].detach()
+        if not torch.equal(new.to(shared), shared):
             untie(model, ours[0], new)
     missing = [n for n in state if n not in filled and n not in optional]
     inverse = {o: theirs for theirs, (ours, _) in plan.items() for o in ours}
@@ -148,13 +169,16 @@ def write(table, model, *, prefix="", layers=0, decoder_layers=0, layout=None, s
     """{name: tensor} of the model in the family's layout, spelt as `layout` says. skip: our names that files do not hold."""
     layout = layout or Layout()
     state, again = parameters(model)
-    out = {}
+    out, written = {}, set()
     for theirs, ours, op in rows(table, prefix, layers, decoder_layers):
+        if set(ours) <= written and theirs not in layout.names:
+            continue  # another name of what is there already
         if not ours or any(o in skip and theirs not in layout.names for o in ours):
             continue
         if any(o in again for o in ours) and theirs not in layout.twice:
             continue
         if all(o in state or o in again for o in ours):
+            written |= set(ours)
             parts = [state[again.get(o, o)].detach() for o in ours]
             out[layout.names.get(theirs, theirs)] = op.save(parts)[0].contiguous()
     return out | layout.extra

@@ -122,6 +122,8 @@ class Documents(Pattern):
 
     def allows(self, q, k):
         mine, theirs = q.mark("document"), k.mark("document")
+        if (mine is None) != (theirs is None):
+            raise ValueError("some tokens say which document they are of and others do not; give `documents` in every pass or in none")
         return torch.ones_like(k.position, dtype=torch.bool) if mine is None else mine == theirs
 
     def within(self, length, marks=()):
@@ -242,9 +244,11 @@ class See:
             row = lambda t, b: t[b if t.shape[0] > 1 else 0]
             at = lambda tokens, b, i: Tokens(row(tokens.position, b)[i], {n: row(m, b)[i] for n, m in tokens.marks.items()})
 
+            empty = (self.keys.position < 0).all(1)
+
             def allows(b, h, q_index, k_index):
                 q, k = at(self.queries, b, q_index), at(self.keys, b, k_index)
-                return (self.pattern.allows(q, k) & (k.position >= 0)) | (q.position < 0)
+                return (self.pattern.allows(q, k) & (k.position >= 0)) | (q.position < 0) | row(empty, b)
 
             self._blocks = create_block_mask(allows, B, None, T, S, device=str(self.keys.position.device))
         return self._blocks

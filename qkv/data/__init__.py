@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-import sys
+import platform
 from dataclasses import dataclass
 
 from ..words import nearest
@@ -65,7 +65,7 @@ def open_corpus(cfg):
         return _open_pairs(cfg)
     if cfg.source == "pydoc":
         rows = registry.embedded_reference()
-        docs, key = (lambda: (t for _, t in rows)), f"pydoc-{sys.version_info[:2]}"
+        docs, key = (lambda: (t for _, t in rows)), f"pydoc-{platform.python_version()}"
     elif cfg.source in registry.PUBLISHED:
         path = str(registry.fetch(cfg.source, "train"))
         docs, key = _reader(cfg, path)
@@ -102,6 +102,12 @@ def _reader(cfg, source):
 
 
 def _open_pairs(cfg):
+    corpus = _read_pairs(cfg)
+    content = hashlib.sha256(repr((corpus.train, corpus.valid)).encode()).hexdigest()
+    return Corpus(corpus.train, corpus.valid, content, True)
+
+
+def _read_pairs(cfg):
     if cfg.source.startswith("task:"):
         name = cfg.source.removeprefix("task:")
         if name not in tasks.TASKS:
@@ -132,13 +138,15 @@ def make_tokenizer(cfg, corpus):
     return tokenizers.train(cfg.tokenizer, texts, cfg.vocab or 4096)
 
 
-def rows_of(cfg, corpus, tokenizer, *, length, extra=0, tokens=4096, seed=0):
-    """(train, valid) as Windows of length + extra tokens, or as Pairs of at most `length` tokens a side."""
+def rows_of(cfg, corpus, tokenizer, *, length, extra=0, tokens=4096, seed=0, joined=False):
+    """(train, valid) as Windows of length + extra tokens, or as Pairs of at most `length` tokens a side
+    (joined: in all)."""
     if corpus.paired:
         out = []
         for part in (corpus.train, corpus.valid):
             a, b = (tokenizer.encode_all([p[i] for p in part]) for i in (0, 1))
-            kept = [(x, y) for x, y in zip(a, b) if max(len(x), len(y)) < length]
+            size = (lambda x, y: len(x) + len(y) + 1) if joined else (lambda x, y: max(len(x), len(y)))  # with what stands around them
+            kept = [(x, y) for x, y in zip(a, b) if size(x, y) < length]
             if not kept:
                 raise DataError(f"every pair is longer than the model's {length} positions")
             out.append(Pairs(kept, tokens=tokens, seed=seed))

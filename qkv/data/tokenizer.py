@@ -127,6 +127,8 @@ def load(path):
     try:
         if path.name in ("vocab.json", "encoder.json"):
             merges = path.with_name("merges.txt" if path.name == "vocab.json" else "vocab.bpe")
+            if (path.parent / "source.spm").exists():
+                raise DataError(f"{path.parent} has two SentencePiece models (source.spm, target.spm); load each of them by its file")
             if not merges.exists():
                 raise DataError(f"{path} needs {merges.name} beside it")
             return Tokenizer(_gpt2(path, merges))
@@ -134,7 +136,7 @@ def load(path):
             return Tokenizer(Engine.from_file(str(path)))
         if path.suffix == ".txt":
             return Tokenizer(_bert(path))
-        if ".model" in path.name:
+        if ".model" in path.name or path.suffix == ".spm":
             return Tokenizer(_sentencepiece(path))
     except DataError:
         raise

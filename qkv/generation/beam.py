@@ -2,7 +2,7 @@
 
 import torch
 
-from .sampling import Decoding
+from .sampling import Decoding, ends
 
 
 @torch.inference_mode()
@@ -16,7 +16,7 @@ def beam_search(model, prompts, beams=4, *, most=100, penalty=1.0, end=None, cac
     was = model.training
     model.eval()
     try:
-        return _search(model, prompts, beams, most, penalty, model.config.eos if end is None else end, cached)
+        return _search(model, prompts, beams, most, penalty, ends(model, end), cached)
     finally:
         model.train(was)
 
@@ -39,7 +39,7 @@ def _search(model, prompts, K, most, penalty, end, cached):
             going = []
             for rank, (value, place) in enumerate(zip(values, places)):
                 beam, token = divmod(place, V)
-                if token == end:
+                if token in end:
                     if rank < K and not done[b]:
                         ids = state.seen[b * K + beam, first:].tolist()
                         finished[b].append((value / (len(ids) + 1) ** penalty, ids))
@@ -68,6 +68,6 @@ def _search(model, prompts, K, most, penalty, end, cached):
                 (s / max(1, state.length - first) ** penalty, state.seen[b * K + k, first:].tolist())
                 for k, s in enumerate(scores[b].tolist())
             ]
-            finished[b] += open_ if len(finished[b]) < K else []
+            finished[b] += open_
         out.append(max(finished[b], key=lambda f: f[0]))
     return [ids for _, ids in out], [score for score, _ in out]

@@ -34,10 +34,10 @@ class Sampling:
         """The next token of each row (B,). seen (B, T): tokens so far, -1 where there is none."""
         logits = logits_BV.float()
         if self.repetition != 1.0:
-            at = seen_BT.clamp(min=0)
-            old = logits.gather(1, at)
-            new = torch.where(old > 0, old / self.repetition, old * self.repetition)
-            logits = logits.scatter(1, at, torch.where(seen_BT >= 0, new, old))
+            V = logits.shape[1]
+            there = torch.zeros(len(logits), V + 1, dtype=torch.bool, device=logits.device)
+            there = there.scatter(1, seen_BT.where(seen_BT >= 0, V), True)[:, :V]  # padding goes to a column of its own
+            logits = torch.where(there, torch.where(logits > 0, logits / self.repetition, logits * self.repetition), logits)
         if self.temperature == 0:
             return logits.argmax(-1)
         logits = logits / self.temperature
@@ -104,12 +104,17 @@ class Decoding:
     def _read(self, ids, number):
         if self.pair:
             mask = None if number is None else self.seen >= 0
-            out = self.model(decoder_input_ids=ids, decoder_attention_mask=mask, cache=self.cache, **self.extra)
+            place = None if number is None else number.clamp(min=0)
+            out = self.model(decoder_input_ids=ids, decoder_attention_mask=mask, decoder_position_ids=place, cache=self.cache, **self.extra)
         elif number is None:
             out = self.model(input_ids=ids, cache=self.cache)
         else:
             out = self.model(input_ids=ids, attention_mask=self.seen >= 0, position_ids=number.clamp(min=0), cache=self.cache)
-        return out["logits"][:, -1]
+        logits = out["logits"][:, -1]
+        cfg = self.model.config
+        if self.pair and cfg.pad is not None and cfg.pad == cfg.start:
+            logits = logits.index_fill(1, torch.tensor([cfg.pad], device=logits.device), -torch.inf)  # begins a text, is never written
+        return logits
 
     def push(self, tokens_B):
         """Appends one token to every row and works out the scores of the next."""
@@ -136,6 +141,12 @@ def _table(model):
     return None if embed is None else embed.position
 
 
+def ends(model, end=None):
+    """The ids that end a row: those given (one or several), else the model's eos."""
+    end = model.config.eos if end is None else end
+    return set() if end is None else {end} if isinstance(end, int) else set(end)
+
+
 @torch.inference_mode()
 def steps(model, prompts, sampling=None, *, most=100, end=None, cached=True, prefixes=None):
     """Yields, token by token, a list with the next token of each row, None where a row has ended.
@@ -147,7 +158,7 @@ def steps(model, prompts, sampling=None, *, most=100, end=None, cached=True, pre
     model.eval()
     try:
         sampling = sampling or Sampling()
-        end = {model.config.eos} - {None} if end is None else {end} if isinstance(end, int) else set(end)
+        end = ends(model, end)
         state = Decoding(model, prompts, cached=cached, prefixes=prefixes, room=most)
         generator = torch.Generator(state.ids.device).manual_seed(sampling.seed)
         done = [False] * len(prompts)

@@ -29,7 +29,7 @@ def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=()):
         if cut >= 0:
             yield text[told:cut]
             return
-        safe = len(text) - (1 if text.endswith("�") else 0) - _partial(text, stop)
+        safe = len(text.rstrip("�")) - _partial(text, stop)
         if safe > told:  # half a character, or what may become a stop string, waits
             yield text[told:safe]
             told = safe

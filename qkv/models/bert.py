@@ -22,23 +22,27 @@ LAYERS = (
     *both(L + "output.LayerNorm", "blocks.{i}.ffn.post"),
     *both("{p}pooler.dense", "pool"),
 )
-HEADS = tuple(
-    row
-    for h in ("head.", "head.language.")
-    for row in (
+
+
+def _language(h):
+    return (
         ("cls.predictions.bias", h + "out.bias"),
         *both("cls.predictions.transform.dense", h + "dense"),
         *both("cls.predictions.transform.LayerNorm", h + "norm"),
         ("cls.predictions.decoder.weight", h + "out.weight"),
-        ("cls.predictions.decoder.bias", h + "out.bias"),
     )
-)
-OTHER = (
-    *both("cls.seq_relationship", "head.next"),
-    *both("cls.seq_relationship", "head.out"),
-    *both("classifier", "head.out"),
-    *both("qa_outputs", "head.out"),
-)
+
+
+LABEL = tuple(both("classifier", "head.out"))
+HEADS = {
+    "lm": _language("head."),
+    "pretraining": (*_language("head.language."), *both("cls.seq_relationship", "head.next")),
+    "next": tuple(both("cls.seq_relationship", "head.out")),
+    "sequence": LABEL,
+    "tokens": LABEL,
+    "choice": LABEL,
+    "span": tuple(both("qa_outputs", "head.out")),
+}
 
 BERT = Family(
     name="bert",
@@ -84,11 +88,17 @@ BERT = Family(
         "BertForQuestionAnswering": dict(output="span"),
         "BertForMultipleChoice": dict(output="choice"),
     },
-    table=LAYERS + HEADS + OTHER,
+    table=LAYERS,
+    heads=HEADS,
     prefix="bert.",
     bare=("BertModel",),
     aliases=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
-    buffers=(r"embeddings\.position_ids$", r"embeddings\.token_type_ids$"),
+    spare={
+        "BertForMaskedLM": (r"^cls\.seq_relationship\.", r"^bert\.pooler\."),
+        "BertForTokenClassification": (r"^bert\.pooler\.",),
+        "BertForQuestionAnswering": (r"^bert\.pooler\.",),
+    },
+    buffers=(r"cls\.predictions\.decoder\.bias$", r"embeddings\.position_ids$", r"embeddings\.token_type_ids$"),
     presets={
         "bert-nano": dict(vocab=2048, length=128, dim=128, layers=2, heads=2, hidden=512, dropout=0.0, attn_dropout=0.0),
         "bert-mini": dict(vocab=8192, length=256, dim=256, layers=4, heads=4, hidden=1024),

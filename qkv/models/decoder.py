@@ -53,7 +53,9 @@ class DecoderModel(Stack):
         if token_type_ids is not None and self.embed.types is None:
             raise ValueError("token_type_ids: this model has no token types (types=0)")
         cache = Cache() if cache is None and use_cache else cache
-        number, last, toks = locate(cfg, input_ids, inputs_embeds, attention_mask, position_ids, cache, documents, prefix, cfg.vocab)
+        number, last, toks = locate(
+            cfg, input_ids, inputs_embeds, attention_mask, position_ids, cache, documents, prefix, cfg.vocab, packed=True
+        )
         x = self.embed(input_ids, number, token_type_ids, inputs_embeds, last)
         hidden = self.run(x, Context(toks, cache=cache))
         out = Output(hidden=hidden)

@@ -78,9 +78,9 @@ class EncoderDecoderModel(nn.Module):
         return self.encoder.run(x, Context(toks)), toks
 
     def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None, *, inputs_embeds=None,
-                decoder_inputs_embeds=None, encoder_hidden=None, cache=None, use_cache=False, at=None):  # fmt: skip
+                decoder_inputs_embeds=None, decoder_position_ids=None, encoder_hidden=None, cache=None, use_cache=False, at=None):  # fmt: skip
         """input_ids (B, S) or inputs_embeds (B, S, D), or encoder_hidden (B, S, D) as returned before; decoder_input_ids (B, T) or
-        decoder_inputs_embeds; masks of the same shapes, 0 is padding (the decoder's covers the cached past too); with a cache the
+        decoder_inputs_embeds; masks of the same shapes, 0 is padding (the decoder's covers the cached past too); decoder_position_ids (B, T); with a cache the
         encoder runs at the first call only; at: flat indices into (B * T), the only places whose logits are wanted.
         Returns logits (B, T, V), hidden (B, T, D), encoder_hidden (B, S, D), cache."""
         cfg = self.config
@@ -100,7 +100,13 @@ class EncoderDecoderModel(nn.Module):
 
         memory, memory_tokens = make() if cache is None else cache.once("memory", make)
         number, last, toks = locate(
-            cfg, decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask, None, cache, vocab=cfg.target_vocab or cfg.vocab
+            cfg,
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            decoder_attention_mask,
+            decoder_position_ids,
+            cache,
+            vocab=cfg.target_vocab or cfg.vocab,
         )
         x = decoder_inputs_embeds if not cfg.embedded else self.decoder_embed(decoder_input_ids, number, None, decoder_inputs_embeds, last)
         hidden = self.decoder.run(x, Context(toks, memory, memory_tokens, cache))

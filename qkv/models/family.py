@@ -11,7 +11,7 @@ from ..core.slots import parse
 SPECIAL = (
     Key("pad_token_id", "pad", None),
     Key("bos_token_id", "bos", None),
-    Key("eos_token_id", "eos", None),
+    Key("eos_token_id", "eos", None, lambda v: tuple(v) if isinstance(v, list) else v, lambda v: list(v) if isinstance(v, tuple) else v),
 )
 
 
@@ -36,15 +36,17 @@ def inside(text):
 @dataclass(frozen=True)
 class Family:
     """name: the published model_type. config: our dataclass. keys: published keys. classes: {published class: fields it fixes};
-    the first is what a fresh model is saved as. table: rows of tensors. prefix: what head classes put before base names, which
+    the first is what a fresh model is saved as. table: rows of tensors, or config -> rows, and heads: {output: rows} of what stands on top. prefix: what head classes put before base names, which
     the classes named in `bare` do not, and those in `prefixes` spell otherwise. before/after: adapt a raw config before it is read and after it is written. fix: fields that
-    follow from the others. presets: {name: fields that differ from the published defaults}."""
+    follow from the others. spare: {class: regular expressions of
+    tensors of other heads that its files may hold}. presets: {name: fields that differ from the published defaults}."""
 
     name: str
     config: type
     keys: tuple
     classes: dict
-    table: tuple
+    table: object
+    heads: dict = field(default_factory=dict)
     prefix: str = ""
     bare: tuple = ()
     prefixes: dict = field(default_factory=dict)
@@ -54,6 +56,7 @@ class Family:
     after: object = staticmethod(lambda raw, cfg: raw)
     constants: dict = field(default_factory=dict)
     buffers: tuple = ()
+    spare: dict = field(default_factory=dict)
     aliases: tuple = ()
     optional: tuple = ()
     arguments: dict = field(default_factory=dict)
@@ -107,9 +110,14 @@ class Family:
         prefix = "" if cls in self.bare else self.prefixes.get(cls, self.prefix)
         return dict(prefix=prefix, layers=cfg.layers, decoder_layers=getattr(cfg, "decoder_layers", None) or cfg.layers)
 
+    def rows(self, cfg):
+        """The table of a model: its base rows and those of its head."""
+        base = self.table(cfg) if callable(self.table) else self.table
+        return (*base, *self.heads.get(cfg.output, ()))
+
     def load(self, model, cls, tensors, where):
-        return tables.read(self.table, model, tensors, buffers=self.buffers, aliases=self.aliases, optional=self.optional, where=where,
+        return tables.read(self.rows(model.config), model, tensors, other=self.prefix, spare=self.spare.get(cls, ()), buffers=self.buffers, aliases=self.aliases, optional=self.optional, where=where,
                            **self.layout(model.config, cls))  # fmt: skip
 
     def save(self, model, cls, layout=None):
-        return tables.write(self.table, model, layout=layout, skip=self.optional, **self.layout(model.config, cls))
+        return tables.write(self.rows(model.config), model, layout=layout, skip=self.optional, **self.layout(model.config, cls))

@@ -24,13 +24,13 @@ TABLE = (
     ("{p}h.{i}.mlp.c_proj.bias", F + "down.bias"),
     ("{p}ln_f.weight", "norm.weight"),
     ("{p}ln_f.bias", "norm.bias"),
-    ("lm_head.weight", "head.out.weight"),
-    ("score.weight", "head.out.weight"),
-    ("classifier.weight", "head.out.weight"),
-    ("classifier.bias", "head.out.bias"),
-    ("qa_outputs.weight", "head.out.weight"),
-    ("qa_outputs.bias", "head.out.bias"),
 )
+HEADS = {
+    "lm": (("lm_head.weight", "head.out.weight"),),
+    "sequence": (("score.weight", "head.out.weight"),),
+    "tokens": (("classifier.weight", "head.out.weight"), ("classifier.bias", "head.out.bias")),
+    "span": (("qa_outputs.weight", "head.out.weight"), ("qa_outputs.bias", "head.out.bias")),
+}
 
 
 def _published(raw, cls):
@@ -82,6 +82,7 @@ GPT2 = Family(
         "GPT2ForQuestionAnswering": dict(output="span"),
     },
     table=TABLE,
+    heads=HEADS,
     prefix="transformer.",
     bare=("GPT2Model",),
     buffers=(r"attn\.bias$", r"attn\.masked_bias$"),

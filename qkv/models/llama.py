@@ -15,12 +15,13 @@ TABLE = (
     ("{p}layers.{i}.post_attention_layernorm.weight", "blocks.{i}.ffn.pre.weight"),
     *((f"{{p}}layers.{{i}}.mlp.{x}_proj.{leaf}", f"{F}{x}.{leaf}") for x in ("gate", "up", "down") for leaf in ("weight", "bias")),
     ("{p}norm.weight", "norm.weight"),
-    ("lm_head.weight", "head.out.weight"),
-    ("score.weight", "head.out.weight"),
-    ("score.bias", "head.out.bias"),
-    ("qa_outputs.weight", "head.out.weight"),
-    ("qa_outputs.bias", "head.out.bias"),
 )
+HEADS = {
+    "lm": (("lm_head.weight", "head.out.weight"),),
+    "sequence": (("score.weight", "head.out.weight"),),
+    "tokens": (("score.weight", "head.out.weight"), ("score.bias", "head.out.bias")),
+    "span": (("qa_outputs.weight", "head.out.weight"), ("qa_outputs.bias", "head.out.bias")),
+}
 
 
 def _rope(raw, theta):
@@ -49,8 +50,6 @@ def _before(theta):
         raw["_ffn"] = f"gated({activation_name(raw.pop('hidden_act', 'silu'))}, bias={bool(gate)})"
         raw.setdefault("bos_token_id", 1)
         raw.setdefault("eos_token_id", 2)
-        if isinstance(raw["eos_token_id"], list):
-            raw["eos_token_id"] = raw["eos_token_id"][0]
         return raw
 
     return before
@@ -107,8 +106,9 @@ def _classes(name):
 COMMON: dict[str, Any] = dict(
     config=Decoder,
     table=TABLE,
+    heads=HEADS,
     constants=dict(norm="rms", init="normal", pad_trains=False),
-    neutral=("rope_interleaved", "pretraining_tp", "layer_types"),
+    neutral=("rope_interleaved", "pretraining_tp", "layer_types", "classifier_dropout"),
     buffers=(r"rotary_emb\.inv_freq$",),
     prefix="model.",
     after=_after,

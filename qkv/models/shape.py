@@ -43,7 +43,7 @@ class Shape:
     types: token types. tie: output matrix = token embedding. numbering: where position numbers come from when none are given:
     index (0, 1, 2 ...), tokens (counts ids that are not `pad`), mask (counts attention_mask).
     pad_trains: does the padding id's vector get gradients?
-    output: what stands on top. labels: classes of a classifier. pad, bos, eos, start: token ids.
+    output: what stands on top. labels: classes of a classifier. pad, bos, eos (one or several), start: token ids.
     """
 
     vocab: int
@@ -77,7 +77,7 @@ class Shape:
     labels: int = 2
     pad: int | None = None
     bos: int | None = None
-    eos: int | None = None
+    eos: int | tuple[int, ...] | None = None
     start: int | None = None
 
     def __post_init__(self):
@@ -138,7 +138,7 @@ def coerce(name, value, kind):
     for option in options:
         origin = typing.get_origin(option)
         if origin is tuple:
-            if isinstance(value, tuple) and all(isinstance(v, str) for v in value) and value:
+            if isinstance(value, tuple) and all(isinstance(v, typing.get_args(option)[0]) for v in value) and value:
                 return value
         elif option is bool:
             if isinstance(value, bool):
@@ -211,11 +211,11 @@ def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=No
     return blocks
 
 
-def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=None, vocab=0):
+def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=None, vocab=0, packed=False):
     """What a model needs to know of its input tokens.
 
     ids (B, T) or their vectors x (B, T, D); mask (B, S) of tokens and padding, the newest T last; position_ids (B, T).
-    vocab: number of ids there are, to check them against. Returns (number (B|1, T) for a position table, the highest number where it is known, Tokens).
+    vocab: number of ids there are, to check them against. packed: numbers that jump begin a new document. Returns (number (B|1, T) for a position table, the highest number where it is known, Tokens).
     """
     source = ids if ids is not None else x
     if source.dim() != (2 if ids is not None else 3):
@@ -230,8 +230,10 @@ def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=N
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocab:
             raise ValueError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab} (ids 0 to {vocab - 1})")
-    if mask is not None and (mask.dim() != 2 or mask.shape[1] < T):
-        raise ValueError(f"attention_mask has the shape {tuple(mask.shape)}, {T} tokens need ({B}, {T})")
+    if mask is not None and (mask.dim() != 2 or mask.shape[1] < T or mask.shape[0] not in (1, B)):
+        raise ValueError(f"the mask has the shape {tuple(mask.shape)}, {T} tokens need ({B}, {T}): 1 for a token, 0 for padding")
+    if mask is not None and mask.is_floating_point() and eager and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("the mask must hold 1 for a token and 0 for padding, not numbers to add to scores")
     if position_ids is not None and (position_ids.dim() != 2 or position_ids.shape[1] != T):
         raise ValueError(f"position_ids have the shape {tuple(position_ids.shape)}, {T} tokens need ({B}, {T})")
     marks = {name: m for name, m in (("document", documents), ("prefix", prefix)) if m is not None}
@@ -247,9 +249,9 @@ def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=N
         number = torch.where(mask, mask.cumsum(-1) - 1 + start, -1)
     elif position_ids is not None:
         number = position_ids.expand(B, -1) if position_ids.shape[0] == 1 else position_ids
-        if not given and not start and not marks and eager:  # numbers that jump begin a new document of a packed row
+        if packed and not given and not start and not marks:  # numbers that jump begin a new document of a packed row
             jumps = (number.diff(dim=-1, prepend=number[:, :1] - 1) != 1).cumsum(-1)
-            if bool((jumps[:, -1] > 0).any()):
+            if not eager or bool((jumps[:, -1] > 0).any()):
                 marks["document"] = jumps
     else:
         number = None

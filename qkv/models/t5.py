@@ -7,7 +7,7 @@ from .encoder_decoder import EncoderDecoder
 from .family import SPECIAL, Family, activation_name, inside
 
 
-def _side(theirs, ours, n, cross):
+def _side(theirs, ours, n, cross, gated):
     """Rows of one stack; n is its layer counter."""
     block, b = f"{theirs}.block.{n}.layer.", f"{ours}blocks.{n}."
     attention = lambda at, name, ours: [(f"{block}{at}.{name}.{x}.weight", f"{b}{ours}.f.{x}.weight") for x in "qkvo"]
@@ -19,25 +19,32 @@ def _side(theirs, ours, n, cross):
         (f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{ours}shared.weight"),
         norm(0, "attn"),
         *([*attention(1, "EncDecAttention", "cross"), norm(1, "cross")] if cross else []),
-        (dense + "wi.weight", f"{b}ffn.f.up.weight"),
-        (dense + "wi_0.weight", f"{b}ffn.f.gate.weight"),
-        (dense + "wi_1.weight", f"{b}ffn.f.up.weight"),
+        *(
+            [(dense + "wi_0.weight", f"{b}ffn.f.gate.weight"), (dense + "wi_1.weight", f"{b}ffn.f.up.weight")]
+            if gated
+            else [(dense + "wi.weight", f"{b}ffn.f.up.weight")]
+        ),
         (dense + "wo.weight", f"{b}ffn.f.down.weight"),
         norm(last, "ffn"),
         (f"{theirs}.final_layer_norm.weight", f"{ours}norm.weight"),
     ]
 
 
-TABLE = (
-    ("shared.weight", "encoder_embed.token.weight"),
-    ("shared.weight", "embed.token.weight"),
-    ("encoder.embed_tokens.weight", "encoder_embed.token.weight"),
-    ("decoder.embed_tokens.weight", "decoder_embed.token.weight"),
-    *_side("encoder", "encoder.", "{i}", False),
-    *_side("encoder", "", "{i}", False),
-    *_side("decoder", "decoder.", "{j}", True),
-    ("lm_head.weight", "head.out.weight"),
-)
+def _table(cfg):
+    gated = str(cfg.ffn).startswith("gated")
+    if isinstance(cfg, Encoder):
+        return [
+            ("shared.weight", "embed.token.weight"),
+            ("encoder.embed_tokens.weight", "embed.token.weight"),
+            *_side("encoder", "", "{i}", False, gated),
+        ]
+    return [
+        ("shared.weight", "encoder_embed.token.weight"),
+        ("encoder.embed_tokens.weight", "encoder_embed.token.weight"),
+        ("decoder.embed_tokens.weight", "decoder_embed.token.weight"),
+        *_side("encoder", "encoder.", "{i}", False, gated),
+        *_side("decoder", "decoder.", "{j}", True, gated),
+    ]
 
 
 def _before(raw, cls):
@@ -110,11 +117,13 @@ T5 = Family(
     ),  # fmt: skip
     classes={
         "T5ForConditionalGeneration": dict(output="lm"),
+        "T5WithLMHeadModel": dict(output="lm"),  # its name until 2020
         "T5Model": dict(output="hidden"),
         "T5EncoderModel": dict(config=Encoder, output="hidden", pooler=False, pattern="full", transform=None, lm_bias=True, tie=True),
     },
-    table=TABLE,
-    buffers=(),
+    table=_table,
+    heads={"lm": (("lm_head.weight", "head.out.weight"),)},
+    buffers=(r"EncDecAttention\.relative_attention_bias\.weight$",),
     optional=(),
     aliases=(),
     presets={

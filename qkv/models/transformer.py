@@ -90,8 +90,8 @@ MARIAN = Family(
     neutral=LEGACY,
     constants=COMMON | dict(position="sinusoid(layout=halves)", lm_bias="steady", init="normal"),
     classes={"MarianMTModel": dict(output="lm"), "MarianModel": dict(output="hidden")},
-    table=(
-        ("{p}shared.weight", "encoder_embed.token.weight"),
+    table=lambda cfg: (
+        *([("{p}shared.weight", "encoder_embed.token.weight")] if cfg.target_vocab is None else []),
         ("{p}encoder.embed_tokens.weight", "encoder_embed.token.weight"),
         ("{p}decoder.embed_tokens.weight", "decoder_embed.token.weight"),
         ("{p}encoder.embed_positions.weight", "encoder_embed.position.weight"),
@@ -120,17 +120,37 @@ MARIAN = Family(
     },  # fmt: skip
 )
 
+
+def _fsmt_before(raw, cls):
+    raw = _read("relu", True, {"decoder_start_token_id": 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2})(raw, cls)
+    pad = raw["pad_token_id"]
+    raw["_position"] = f"sinusoid(layout=fairseq, offset={pad + 1}, zero={pad})"  # positions are counted from pad + 1
+    return raw
+
+
+def _fsmt_after(raw, cfg):
+    if cfg.target_vocab is None:
+        raise ValueError("FSMT has two vocabularies")
+    raw.pop("_position")
+    return _written(raw, cfg)
+
+
 FSMT = Family(
     name="fsmt",
     config=EncoderDecoder,
     keys=_keys(
-        (Key("src_vocab_size", "vocab", 42024), Key("tgt_vocab_size", "target_vocab", 42024), Key("tie_word_embeddings", "tie", False)),
+        (
+            Key("src_vocab_size", "vocab", 42024),
+            Key("tgt_vocab_size", "target_vocab", 42024),
+            Key("tie_word_embeddings", "tie", False),
+            Key("_position", "position", "sinusoid"),
+        ),
         1024,
     ),
-    before=_read("relu", True, {"decoder_start_token_id": 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}),
-    after=_written,
+    before=_fsmt_before,
+    after=_fsmt_after,
     neutral=(*LEGACY, "langs", "vocab_size", "decoder"),
-    constants=COMMON | dict(position="sinusoid(layout=fairseq, offset=2, zero=1)", numbering="tokens", init="normal"),
+    constants=COMMON | dict(numbering="tokens", init="normal"),
     classes={"FSMTForConditionalGeneration": dict(output="lm"), "FSMTModel": dict(output="hidden")},
     table=(
         ("{p}encoder.embed_tokens.weight", "encoder_embed.token.weight"),
@@ -200,7 +220,7 @@ TORCH = Family(
     constants=dict(final_norm=True, position="none", embedded=False, vocab=1, length=1),
     classes={"Transformer": dict(output="hidden")},
     table=(*_torch_stack("encoder", "{i}"), *_torch_stack("decoder", "{j}")),
-    arguments={"src": "inputs_embeds", "tgt": "decoder_inputs_embeds", "src_mask": "attention_mask", "tgt_mask": "decoder_attention_mask"},
+    arguments={"src": "inputs_embeds", "tgt": "decoder_inputs_embeds", "src_mask": "attention_mask"},
 )
 
 

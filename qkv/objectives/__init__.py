@@ -41,6 +41,7 @@ def token_loss(logits_NV, labels_N, smoothing=0.0):
 class Tokens:
     """Shared by objectives that predict tokens: scores `labels` by the model's logits."""
 
+    joined = False  # does it put a pair into one row?
     extra = 0  # tokens that a row needs beyond the model's length
     smoothing = 0.0
 
@@ -64,7 +65,7 @@ def _packed(ids, documents, position):
 class Causal(Tokens):
     """Next token (Radford et al., 2018). On pairs: the answer's tokens, after the question and a separator."""
 
-    extra = 1
+    extra, joined = 1, True
     topologies = ("Decoder",)
 
     def __init__(self, tokenizer):

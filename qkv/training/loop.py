@@ -100,7 +100,7 @@ def assemble(r, weights=None):
     if length > cfg.length:
         raise recipe.RecipeError(f"data.length={length} is more than the model's {cfg.length} positions (model.length)")
     extra = getattr(objective, "extra", 0)
-    train, valid = data_of.rows_of(d, corpus, tokenizer, length=length, extra=extra, tokens=t.tokens, seed=t.seed)
+    train, valid = data_of.rows_of(d, corpus, tokenizer, length=length, extra=extra, tokens=t.tokens, seed=t.seed, joined=objective.joined)
     bf16 = t.precision == "bf16" or (t.precision == "auto" and fast_bf16())
     return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16)
 
@@ -294,19 +294,17 @@ def write_model(where, model, tokenizer):
 
 
 def valid_batches(run, most, rows):
-    """The first `most` held-out batches, in the order of the text; every rank takes its share."""
+    """The first `most` held-out batches, in the order of the text; every rank takes its share of each."""
     rank, world = distributed.rank(), distributed.world()
     if isinstance(run.valid, data_of.Pairs):
         groups = run.valid.in_order()
-        step = max(1, len(groups) // most)
-        for i, group in enumerate(groups[::step][:most]):
-            if i % world == rank:
-                yield run.objective.pairs(group, rng(0, i))
-        return
-    starts = run.valid.in_order()
-    for i in range(min(most, math.ceil(len(starts) / rows))):
-        if i % world == rank:
-            yield run.objective.batch(run.valid.rows(starts[i * rows : (i + 1) * rows]), rng(0, i))
+        batches = (run.objective.pairs(g, rng(0, i)) for i, g in enumerate(groups[:: max(1, len(groups) // most)][:most]))
+    else:
+        starts = run.valid.in_order()
+        cuts = [starts[i : i + rows] for i in range(0, len(starts), rows)][:most]
+        batches = (run.objective.batch(run.valid.rows(c), rng(0, i)) for i, c in enumerate(cuts))
+    for batch in batches:
+        yield batch if world == 1 else batch.share(rank, world)
 
 
 def bits_per_byte(run, loss):

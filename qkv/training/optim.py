@@ -86,7 +86,7 @@ class Optimizers:
                 for p in g["params"]:
                     mine = {k.rpartition("/")[2]: v for k, v in state.items() if k.rpartition("/")[0] == names[p]}
                     if mine:
-                        o.state[p] = {k: v.clone() for k, v in mine.items()}
+                        o.state[p] = {k: v.to(p.device if v.dim() else v.device, copy=True) for k, v in mine.items()}
 
 
 def make(model, name="adamw", lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), muon_lr=0.01):
