@@ -3,6 +3,8 @@
 Dims: B batch, T queries, S keys, H heads, G key-value heads, C channels of a head, D model.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .kernels import Softmax
@@ -49,16 +51,28 @@ class Attention(nn.Module):
         """(B, T, heads * C) -> (B, heads, T, C)"""
         return x_BTE.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
+    def project(self, x_BTD):
+        """q, k and v of x. In training as one product, which reads x once; the parameters keep their names."""
+        parts = (self.q, self.k, self.v)
+        biases = [p.bias for p in parts]
+        plain = all(type(p) is nn.Linear and not p._forward_hooks and not p._forward_pre_hooks for p in parts)
+        if not (plain and torch.is_grad_enabled() and x_BTD.requires_grad and len({b is None for b in biases}) == 1):
+            return [p(x_BTD) for p in parts]
+        bias = None if biases[0] is None else torch.cat(biases)
+        y = F.linear(x_BTD, torch.cat([p.weight for p in parts]), bias)
+        return y.split([p.out_features for p in parts], -1)
+
     def forward(self, x_BTD, ctx):
-        q = self.q_norm(self.split(self.q(x_BTD)))
         if self.cross:
+            q = self.q_norm(self.split(self.q(x_BTD)))
             make = lambda: (self.k_norm(self.split(self.k(ctx.memory))), self.split(self.v(ctx.memory)))
             k, v = ctx.cache.once(self, make) if ctx.cache is not None else make()
             bias = None
         else:
-            q = self.position.rotate(q, ctx.queries)
-            k = self.position.rotate(self.k_norm(self.split(self.k(x_BTD))), ctx.queries)
-            v = self.split(self.v(x_BTD))
+            q, k, v = self.project(x_BTD)
+            q = self.position.rotate(self.q_norm(self.split(q)), ctx.queries)
+            k = self.position.rotate(self.k_norm(self.split(k)), ctx.queries)
+            v = self.split(v)
             if ctx.cache is not None:
                 k, v = ctx.cache.extend(self, k, v)
             bias = ctx.bias

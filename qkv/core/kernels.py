@@ -59,8 +59,13 @@ class Softmax(nn.Module):
         if bias is not None:
             scores = scores + bias
         if not see.all:
-            scores = scores.masked_fill(~see.dense(), -torch.inf)
-        weights = self.weights(scores.softmax(-1, dtype=wide).to(v.dtype))
+            scores = scores.masked_fill(see.hidden(), -torch.inf)
+        if scores.dtype is v.dtype:
+            with torch.autocast(scores.device.type, enabled=False):  # it works in float32 inside; autocast would copy in and out
+                weights = scores.softmax(-1)
+        else:
+            weights = scores.softmax(-1).to(v.dtype)
+        weights = self.weights(weights)
         out = dropout(weights, p) @ v
         more = position.values(weights, see.queries, see.keys)
         return out if more is None else out + more

@@ -199,7 +199,7 @@ class See:
         self.pattern = pattern.within(S if self.plain else math.inf, keys.marks)
         if self.plain and T == 1 and isinstance(self.pattern, Causal):
             self.pattern = Full()  # the newest token sees all that came before
-        self._dense = self._added = self._blocks = None
+        self._dense = self._hidden = self._added = self._blocks = None
 
     @property
     def all(self):
@@ -227,6 +227,12 @@ class See:
                 see = see | (q.position < 0)
             self._dense = see[:, None]
         return self._dense
+
+    def hidden(self):
+        """What may not be seen: the dense mask turned round, made once."""
+        if self._hidden is None:
+            self._hidden = ~self.dense()
+        return self._hidden
 
     def added(self, bias, dtype):
         """`bias` (B|1, H, T, S) with -inf where nothing may be seen. One that every layer shares is merged once per pass."""
