@@ -60,8 +60,3 @@ def read(raw, keys, *, neutral=(), fixed=None, where="config.json"):
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{where}: {k.theirs}={raw.get(k.theirs)!r} cannot be read: {e}") from None
     return out
-
-
-def write(cfg, keys):
-    """{their key: value} of one of our configs."""
-    return {k.theirs: k.save(getattr(cfg, k.ours)) for k in keys}

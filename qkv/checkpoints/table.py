@@ -1,7 +1,7 @@
 """One reversible table a family: rows (their name, our name or names, op). Nothing else knows a foreign name.
 
 `{p}` in their name is the prefix that head classes put before the base model's names; files with and without it are read. `{i}`
-counts layers, `{j}` those of a decoder. A row without our name is a buffer that is kept for writing and not used.
+counts layers, `{j}` those of a decoder.
 """
 
 import re
@@ -23,10 +23,6 @@ def stacked(n, dim=0):
 
 def then(a, b):
     return Op(lambda ts: b.load(a.load(ts)), lambda ts: a.save(b.save(ts)))
-
-
-class Row(namedtuple("Row", "theirs ours op pattern")):
-    """A row for one layer; `pattern` is a regular expression where the name stands for a buffer to keep."""
 
 
 def rows(table, prefix, layers, decoder_layers=0):

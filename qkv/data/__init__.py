@@ -95,8 +95,6 @@ def _reader(cfg, source):
     for p in paths:
         digest.update(p.read_bytes())
     options = {"field": cfg.field, "split": cfg.split, "errors": cfg.errors}
-    if not digest.hexdigest():
-        raise DataError(f"{source} is empty")
     next(iter(text.documents(source, **options)))  # fails now, not in the middle
     return (lambda: text.documents(source, **options)), f"{digest.hexdigest()}|{options}"
 

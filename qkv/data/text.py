@@ -40,10 +40,11 @@ def files_of(source):
 
 
 def _kind(path):
+    """The last suffix in lower case, a .gz aside; "" where there is none."""
     suffixes = [s.lower() for s in Path(path).suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in (*TEXT, ".jsonl", ".json") else "" if not suffixes else suffixes[-1]
+    return suffixes[-1] if suffixes else ""
 
 
 def read_text(path, errors="strict"):
