@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 
 def before_torch():
@@ -28,3 +29,31 @@ def keep_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the top of the heap stays
     except (OSError, AttributeError):
         pass
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory():
+    """Bytes that can still be had: of the machine, or of the control group where it allows less; None where nothing tells."""
+    found = []
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+        most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if most.isdigit():
+            found.append(int(most) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, KeyError, ValueError):
+        pass
+    return min(found) if found else None
+
+
+def check_memory(each, count, what, key):
+    """Raises ValueError where `count` times `each` bytes cannot be had, saying how much is needed and how many would fit."""
+    free = free_memory()
+    if free is not None and each * count > 0.9 * free:
+        fit = int(0.9 * free // max(1, each))
+        raise ValueError(f"{key}={count}: {count:,} {what} need {each * count / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free; "
+                         + (f"{key}={fit} would fit" if fit else "not one fits, ask for fewer tokens"))  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 import qkv
 from qkv.data import tokenizer as tokenizers
 from qkv.generation import Sampling, beam_search, complete, generate, steps, stream
-from qkv.generation.sampling import Decoding
+from qkv.generation.decoding import Decoding
 
 V = 23
 

@@ -88,6 +88,17 @@ class Cache:
         deep = lambda x: tuple(map(deep, x)) if isinstance(x, tuple) else x.rows(shared) if isinstance(x, Tokens) else x[rows]
         self.made = {who: deep(x) for who, x in self.made.items()}
 
+    def first(self, count):
+        """A cache of its own with the first `count` tokens of this one."""
+        out = Cache(max(count, 1))
+        if count and self.position is not None:
+            cut = lambda x, at: x.narrow(at, 0, count).clone()
+            out.length, out.capacity, out.plain, out.made = count, count, self.plain, dict(self.made)
+            out.position, out.marks = cut(self.position, 1), {n: cut(m, 1) for n, m in self.marks.items()}
+            out.kv = {who: tuple(cut(x, 2) for x in pair) for who, pair in self.kv.items()}
+            out.at = torch.full_like(self.at, count)
+        return out
+
     def nbytes(self):
         """Bytes held by keys and values."""
         return sum(x.nbytes for pair in self.kv.values() for x in pair)

@@ -4,7 +4,24 @@ Dims: B rows, T tokens, V vocabulary, K beams.
 """
 
 from .beam import beam_search
-from .sampling import Decoding, Sampling, generate, steps
+from .decoding import Decoding, LoweredDecoding
+from .engine import Draft, Engine, Full, NGram, Request
+from .sampling import Sampling, generate, steps
 from .text import complete, sample_text, stream
 
-__all__ = ["Decoding", "Sampling", "beam_search", "complete", "generate", "sample_text", "steps", "stream"]
+__all__ = [
+    "Decoding",
+    "Draft",
+    "Engine",
+    "Full",
+    "LoweredDecoding",
+    "NGram",
+    "Request",
+    "Sampling",
+    "beam_search",
+    "complete",
+    "generate",
+    "sample_text",
+    "steps",
+    "stream",
+]

@@ -2,7 +2,8 @@
 
 import torch
 
-from .sampling import Decoding, ends
+from .decoding import decoding, writing
+from .sampling import ends
 
 
 @torch.inference_mode()
@@ -13,17 +14,13 @@ def beam_search(model, prompts, beams=4, *, most=100, penalty=1.0, end=None, cac
     """
     if beams < 1:
         raise ValueError(f"beams={beams}: must be at least 1")
-    was = model.training
-    model.eval()
-    try:
+    with writing(model):
         return _search(model, prompts, beams, most, penalty, ends(model, end), cached)
-    finally:
-        model.train(was)
 
 
 def _search(model, prompts, K, most, penalty, end, cached):
     B = len(prompts)
-    state = Decoding(model, prompts, cached=cached, room=most)
+    state = decoding(model, prompts, cached=cached, room=most, spread=K)
     device, first = state.ids.device, state.length
     state.select(torch.arange(B, device=device).repeat_interleave(K))
     scores = torch.full((B, K), -torch.inf, device=device)

@@ -1,0 +1,180 @@
+"""Token by token: what a model, or its lowered form, has read so far.
+
+Dims: B rows, T tokens, V vocabulary.
+"""
+
+import contextlib
+
+import torch
+
+from ..core import Cache
+from ..data.batches import padded
+from ..native import Lowered
+
+
+def begin(model, prompts, prefixes=None):
+    """(what each row has written before it begins, tokens that the model's positions allow or None). Raises ValueError for an empty
+    prompt, one longer than the model's positions, or a config without a start token."""
+    cfg, written = model.config, prompts
+    if hasattr(model, "encode"):
+        start = cfg.start if cfg.start is not None else cfg.bos
+        if start is None and prefixes is None:
+            raise ValueError("the model's config names no start token (start) to begin writing with")
+        written = prefixes or [[start]] * len(prompts)
+    if not all([*prompts, *written]):
+        raise ValueError("the prompt is empty: it needs at least one token")
+    embed = getattr(model, "decoder_embed", None) or getattr(model, "embed", None)
+    most = embed.position.length if embed is not None and embed.position is not None else None
+    longest = max(map(len, [*written, *prompts]))
+    if most is not None and longest > most:
+        raise ValueError(f"the prompt has {longest} tokens and the model's context is {most}; shorten it by {longest - most}")
+    return written, most
+
+
+def never(cfg, pair, logits_BV):
+    """Scores without the token that only begins a text and is never written."""
+    if pair and cfg.pad is not None and cfg.pad == cfg.start:
+        return logits_BV.index_fill(1, torch.tensor([cfg.pad], device=logits_BV.device), -torch.inf)
+    return logits_BV
+
+
+def decoding(model, prompts, *, cached=True, prefixes=None, room=64, spread=1):
+    """The state of writing on `prompts`: of a model, or of a lowered one. spread: rows that each prompt will become (beams)."""
+    if isinstance(model, Lowered):
+        return LoweredDecoding(model, prompts, prefixes=prefixes, room=room, spread=spread)
+    return Decoding(model, prompts, cached=cached, prefixes=prefixes, room=room)
+
+
+@contextlib.contextmanager
+def writing(model):
+    """The model in evaluation mode, and as it was afterwards."""
+    if isinstance(model, Lowered):
+        yield
+        return
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+class Decoding:
+    """A batch of texts being written. `logits` (B, V) are the scores of the next tokens; `push` appends the chosen ones.
+
+    prompts: lists of ids of any lengths; for an encoder-decoder they are the sources, and prefixes (if any) what is written already.
+    cached=False reads everything again at every token (the plain way, for comparison).
+    Raises ValueError for an empty prompt or one longer than the model's positions.
+    """
+
+    def __init__(self, model, prompts, *, prefixes=None, cached=True, room=64):
+        self.model, cfg = model, model.config
+        device = next(model.parameters()).device
+        self.pair = hasattr(model, "encode")
+        written, self.most = begin(model, prompts, prefixes)
+        pad = cfg.pad if cfg.pad is not None else 0
+        self.ids, mask = (x.to(device) for x in padded(written, pad, "left"))
+        self.number = (mask.cumsum(-1) - 1).clamp(min=-1) if not bool(mask.all()) else None
+        self.seen = torch.where(mask, self.ids, -1)
+        self.cache = Cache(self.ids.shape[1] + room) if cached else None
+        self.extra = {}
+        if self.pair:
+            source, there = (x.to(device) for x in padded(prompts, pad))
+            hidden, _ = model.encode(source, there)
+            self.extra = {"encoder_hidden": hidden, "attention_mask": there}
+        self.logits = self._read(self.ids, self.number)
+
+    @property
+    def length(self):
+        """Tokens of the longest row so far."""
+        return self.seen.shape[1]
+
+    def full(self):
+        """Is there no position left for one more token?"""
+        return self.most is not None and self.length >= self.most
+
+    def _read(self, ids, number):
+        if self.pair:
+            mask = None if number is None else self.seen >= 0
+            place = None if number is None else number.clamp(min=0)
+            out = self.model(decoder_input_ids=ids, decoder_attention_mask=mask, decoder_position_ids=place, cache=self.cache, **self.extra)
+        elif number is None:
+            out = self.model(input_ids=ids, cache=self.cache)
+        else:
+            out = self.model(input_ids=ids, attention_mask=self.seen >= 0, position_ids=number.clamp(min=0), cache=self.cache)
+        return never(self.model.config, self.pair, out["logits"][:, -1])
+
+    def push(self, tokens_B):
+        """Appends one token to every row and works out the scores of the next."""
+        self.seen = torch.cat([self.seen, tokens_B[:, None]], 1)
+        self.ids = torch.cat([self.ids, tokens_B[:, None]], 1)
+        if self.number is not None:
+            self.number = torch.cat([self.number, self.number[:, -1:] + 1], 1)
+        if self.cache is None:
+            self.logits = self._read(self.ids, self.number)
+        else:
+            self.logits = self._read(tokens_B[:, None], None if self.number is None else self.number[:, -1:])
+
+    def select(self, rows):
+        """Keeps the given rows, in that order (beams)."""
+        self.seen, self.ids, self.logits = self.seen[rows], self.ids[rows], self.logits[rows]
+        self.number = None if self.number is None else self.number[rows]
+        self.extra = {k: v[rows] for k, v in self.extra.items()}
+        if self.cache is not None:
+            self.cache.select(rows)
+
+
+class LoweredDecoding:
+    """Decoding on compiled kernels. Rows of any length stand side by side without padding; beams share the keys and values that they
+    have in common (`table` says which row of the store holds each position), so that choosing rows copies none of them.
+
+    spread: rows that each prompt will become by `select`. Raises ValueError as Decoding does, and where the positions that the model
+    was lowered for do not suffice.
+    """
+
+    def __init__(self, low, prompts, *, prefixes=None, room=64, spread=1):
+        written, self.most = begin(low.model, prompts, prefixes)
+        self.low, self.pair, B = low, low.read is not None, len(prompts)
+        lengths = torch.tensor([len(row) for row in written])
+        self.store = low.store(B * spread, min(int(lengths.max()) + room, low.reach))
+        self.past = lengths.int()  # tokens of each row
+        self.row = torch.arange(0, B * spread, spread, dtype=torch.int32)
+        self.table = self.memory = self.source = self.source_length = None
+        if self.pair:
+            self.memory, self.source_length = low.remember(prompts)
+            self.source = torch.arange(B, dtype=torch.int32)
+        self.seen = self.ids = padded(written, -1, "left")[0]
+        of = torch.arange(B).repeat_interleave(lengths)
+        place = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths.tolist()])
+        self._read(torch.tensor([i for row in written for i in row]), of, place, want=(lengths.cumsum(0) - 1).int())
+
+    def _read(self, ids, of, place, want=None):
+        row, source = self.row[of], None if self.source is None else self.source[of]
+        out = self.low.write.run(ids, place, row, place, store=self.store, want=want, table=self.table, memory=self.memory,
+                                 source=source, source_length=self.source_length)  # fmt: skip
+        self.logits = never(self.low.config, self.pair, out["logits"])
+
+    @property
+    def length(self):
+        """Tokens of the longest row so far."""
+        return self.seen.shape[1]
+
+    def full(self):
+        """Is there no position left for one more token?"""
+        return int(self.past.max()) >= self.store.capacity or (self.most is not None and self.length >= self.most)
+
+    def push(self, tokens_B):
+        """Appends one token to every row and works out the scores of the next."""
+        self.seen = self.ids = torch.cat([self.seen, tokens_B[:, None]], 1)
+        place, self.past = self.past, self.past + 1
+        self._read(tokens_B, slice(None), place)
+
+    def select(self, rows):
+        """Keeps the given rows, in that order. A row goes on in the store's row of its new number, so rows must stay among those of
+        their prompt, as beams do."""
+        table = self.row[:, None].expand(-1, self.store.capacity) if self.table is None else self.table
+        self.past, self.row = self.past[rows], torch.arange(len(rows), dtype=torch.int32)
+        mine = torch.arange(self.store.capacity) >= self.past[:, None]
+        self.table = torch.where(mine, self.row[:, None], table[rows]).contiguous()
+        self.seen, self.ids, self.logits = self.seen[rows], self.ids[rows], self.logits[rows]
+        self.source = None if self.source is None else self.source[rows]
