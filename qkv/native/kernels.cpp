@@ -12,6 +12,7 @@
 #include <cstring>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -26,7 +27,7 @@ constexpr int W = 8;
 #endif
 constexpr int R = 2 * W;        // outputs a panel
 constexpr int GROUP4 = 32;      // weights and activations that share a scale, int4 weights
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
 constexpr int UNIT = 4;         // int8: products of four bytes at once; activations are int8
 constexpr int GROUP8 = 64;      // activations that share a scale
 using act8 = int8_t;
@@ -37,6 +38,13 @@ constexpr int GROUP8 = 256;
 using act8 = int16_t;
 constexpr float TOP8 = 32767.f;
 #endif
+
+// f(0), f(1) ... f(N - 1) with constant numbers: sums in arrays that are indexed so stay in registers.
+#define INLINE __attribute__((always_inline))
+template <class F, int... I>
+INLINE inline void each_of(F f, std::integer_sequence<int, I...>) { (f(std::integral_constant<int, I>{}), ...); }
+template <int N, class F>
+INLINE inline void each(F f) { each_of(f, std::make_integer_sequence<int, N>{}); }
 
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
@@ -146,43 +154,57 @@ inline void multiply(const float* x, int ldx, const T* w, int64_t panel, int K, 
   for (int m = 0; m < MR; m++) for (int j = 0; j < 2 * P; j++) acc[m][j] = t[m][j];
 }
 
-inline vi dot8(vi acc, const int8_t* w, const act8* x) {  // W outputs, UNIT products each
+// W outputs, UNIT products each: the activations q (four bytes, or two 16-bit numbers) with the weights
 #if defined(__AVX512VNNI__)
-  int q; memcpy(&q, x, 4);
-  return (vi)_mm512_dpbusd_epi32((__m512i)acc, _mm512_loadu_si512(w), _mm512_set1_epi32(q));
-#elif defined(__AVXVNNI__)
-  int q; memcpy(&q, x, 4);
-  return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, _mm256_loadu_si256((const __m256i*)w), _mm256_set1_epi32(q));
+using widened = __m512i;
+inline widened widen(const int8_t* w) { return _mm512_loadu_si512(w); }
+inline vi dot8(vi acc, widened w, int q) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, w, _mm512_set1_epi32(q)); }
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+using widened = __m256i;
+inline widened widen(const int8_t* w) { return _mm256_loadu_si256((const __m256i*)w); }
+inline vi dot8(vi acc, widened w, int q) { return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, w, _mm256_set1_epi32(q)); }
+#elif defined(__AVX512BW__)
+using widened = __m512i;
+inline widened widen(const int8_t* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w)); }
+inline vi dot8(vi acc, widened w, int q) { return acc + (vi)_mm512_madd_epi16(w, _mm512_set1_epi32(q)); }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-  int q; memcpy(&q, x, 4);
-  __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w));
-  return acc + (vi)_mm256_madd_epi16(v, _mm256_set1_epi32(q));
+using widened = __m256i;
+inline widened widen(const int8_t* w) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)); }
+inline vi dot8(vi acc, widened w, int q) { return acc + (vi)_mm256_madd_epi16(w, _mm256_set1_epi32(q)); }
 #else
-  for (int i = 0; i < W; i++) acc[i] += int(w[2 * i]) * x[0] + int(w[2 * i + 1]) * x[1];
+using widened = const int8_t*;
+inline widened widen(const int8_t* w) { return w; }
+inline vi dot8(vi acc, widened w, int q) {
+  int low = int16_t(q), high = q >> 16;
+  for (int i = 0; i < W; i++) acc[i] += w[2 * i] * low + w[2 * i + 1] * high;
   return acc;
-#endif
 }
+#endif
 
 template <int MR>  // acc += scale of the activations * whole-number products, group by group
 inline void multiply8(const act8* x, int ldx, const float* sx, const int32_t* total, int lds, const int8_t* w, int K, vf (&acc)[MR][2]) {
-  for (int m = 0; m < MR; m++) acc[m][0] = acc[m][1] = vf{};
+  each<MR>([&](auto m) INLINE { acc[m][0] = acc[m][1] = vf{}; });
   for (int g = 0; g * GROUP8 < K; g++) {
     vi s[MR][2];
-    for (int m = 0; m < MR; m++) s[m][0] = s[m][1] = UNIT == 4 ? vi{} - 128 * total[m * lds + g] : vi{};  // weights are stored plus 128
+    each<MR>([&](auto m) INLINE { s[m][0] = s[m][1] = UNIT == 4 ? vi{} - 128 * total[m * lds + g] : vi{}; });  // weights are stored plus 128
     int end = std::min(K, (g + 1) * GROUP8);
 #pragma GCC unroll 1
-    for (int k = g * GROUP8; k < end; k += UNIT) {  // unrolled, sums go to memory and back
+    for (int k = g * GROUP8; k < end; k += UNIT) {
       const int8_t* at = w + int64_t(k) * R;
       if (MR <= 2) __builtin_prefetch(at + 4096);
-      for (int m = 0; m < MR; m++) {
-        s[m][0] = dot8(s[m][0], at, x + m * ldx + k);
-        s[m][1] = dot8(s[m][1], at + W * UNIT, x + m * ldx + k);
-      }
+      widened a = widen(at), b = widen(at + W * UNIT);
+      each<MR>([&](auto m) INLINE {
+        int q;
+        memcpy(&q, x + m * ldx + k, 4);
+        s[m][0] = dot8(s[m][0], a, q);
+        s[m][1] = dot8(s[m][1], b, q);
+      });
     }
-    for (int m = 0; m < MR; m++) {
+    each<MR>([&](auto m) INLINE {
       vf f = all(sx[m * lds + g]);
-      for (int j = 0; j < 2; j++) acc[m][j] += f * __builtin_convertvector(s[m][j], vf);
-    }
+      acc[m][0] += f * __builtin_convertvector(s[m][0], vf);
+      acc[m][1] += f * __builtin_convertvector(s[m][1], vf);
+    });
   }
 }
 
@@ -200,28 +222,30 @@ inline void multiply4(const int8_t* x, int ldx, const float* sx, const int32_t* 
       for (int u = 0; u < GROUP4 / 8; u++) {
         __m512i v = _mm512_loadu_si512(w + (int64_t(g) * (GROUP4 / 8) + u) * R * 4 + j * W * 4), mask = _mm512_set1_epi8(15);
         __m512i lo = _mm512_and_si512(v, mask), hi = _mm512_and_si512(_mm512_srli_epi16(v, 4), mask);
-        for (int m = 0; m < MR; m++) {
-          int q[2]; memcpy(q, x + m * ldx + g * GROUP4 + u * 8, 8);
+        each<MR>([&](auto m) INLINE {
+          int q[2];
+          memcpy(q, x + m * ldx + g * GROUP4 + u * 8, 8);
           s[m] = (vi)_mm512_dpbusd_epi32((__m512i)s[m], lo, _mm512_set1_epi32(q[0]));
           s[m] = (vi)_mm512_dpbusd_epi32((__m512i)s[m], hi, _mm512_set1_epi32(q[1]));
-        }
+        });
       }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
       __m256i h[MR];
-      for (int m = 0; m < MR; m++) h[m] = _mm256_setzero_si256();
+      each<MR>([&](auto m) INLINE { h[m] = _mm256_setzero_si256(); });
 #pragma GCC unroll 1
       for (int u = 0; u < GROUP4 / 8; u++) {  // eight sums of two products of 15 * 127 fit into 16 bits
         const uint8_t* at = w + (int64_t(g) * (GROUP4 / 8) + u) * R * 4 + j * W * 4;
-        if (MR == 1) __builtin_prefetch(at + 1024);
+        if (MR <= 2) __builtin_prefetch(at + 4096);
         __m256i v = _mm256_loadu_si256((const __m256i*)at), mask = _mm256_set1_epi8(15);
         __m256i lo = _mm256_and_si256(v, mask), hi = _mm256_and_si256(_mm256_srli_epi16(v, 4), mask);
-        for (int m = 0; m < MR; m++) {
-          int q[2]; memcpy(q, x + m * ldx + g * GROUP4 + u * 8, 8);
+        each<MR>([&](auto m) INLINE {
+          int q[2];
+          memcpy(q, x + m * ldx + g * GROUP4 + u * 8, 8);
           h[m] = _mm256_add_epi16(h[m], _mm256_maddubs_epi16(lo, _mm256_set1_epi32(q[0])));
           h[m] = _mm256_add_epi16(h[m], _mm256_maddubs_epi16(hi, _mm256_set1_epi32(q[1])));
-        }
+        });
       }
-      for (int m = 0; m < MR; m++) s[m] = (vi)_mm256_madd_epi16(h[m], _mm256_set1_epi16(1));
+      each<MR>([&](auto m) INLINE { s[m] = (vi)_mm256_madd_epi16(h[m], _mm256_set1_epi16(1)); });
 #else
       for (int m = 0; m < MR; m++) {
         s[m] = vi{};
@@ -234,8 +258,9 @@ inline void multiply4(const int8_t* x, int ldx, const float* sx, const int32_t* 
             }
       }
 #endif
-      for (int m = 0; m < MR; m++)
+      each<MR>([&](auto m) INLINE {
         acc[m][j] += all(sx[m * lds + g]) * scale[j] * __builtin_convertvector(s[m] - 8 * total[m * lds + g], vf);
+      });
     }
   }
 }
@@ -463,6 +488,7 @@ void wholes(const Step& s, const Pass& p, const Quantized& q, int rows, int firs
   float* out = (float*)p.registers[s.out];
   for (int j = a; j < z; j++) {  // a panel stays near while the rows pass by
     int m = first, end = first + rows;
+    for (; end - m >= 6 && end - m != 8; m += 6) whole<6>(s, q, out, m, j);
     for (; m + 4 <= end; m += 4) whole<4>(s, q, out, m, j);
     for (; m + 2 <= end; m += 2) whole<2>(s, q, out, m, j);
     for (; m < end; m++) whole<1>(s, q, out, m, j);
@@ -498,24 +524,69 @@ void keep(const Step& s, const Pass& p, int a, int z) {  // rotates q and k, and
   }
 }
 
-template <class T>
-inline vf dot(const float* q, const T* k, int C) {  // to be summed
-  vf t{};
-  int c = 0;
-  for (; c + W <= C; c += W) t += load(q + c) * load(k + c);
-  for (; c < C; c++) t[0] += q[c] * one(k + c);
-  return t;
+template <int NV, class T, class At>  // NV vectors a head, or 0: any number of channels
+inline void scores(const float* q, int C, int n, At at, float* out) {
+  for (int i = 0; i < n; i += 4) {
+    const T* k[4] = {at(i), at(std::min(i + 1, n - 1)), at(std::min(i + 2, n - 1)), at(std::min(i + 3, n - 1))};
+    vf d[4] = {};
+    if constexpr (NV > 0) {
+      each<NV>([&](auto c) INLINE {
+        vf x = load(q + c * W);
+        each<4>([&](auto j) INLINE { d[j] += x * load(k[j] + c * W); });
+      });
+    } else {
+      int c = 0;
+      for (; c + W <= C; c += W) for (int j = 0; j < 4; j++) d[j] += load(q + c) * load(k[j] + c);
+      for (; c < C; c++) for (int j = 0; j < 4; j++) d[j][0] += q[c] * one(k[j] + c);
+    }
+    sum4(d[0], d[1], d[2], d[3], out + i);
+  }
 }
 template <int NV, class T, class At>
-inline void gather(const float* weight, int n, At at, float* y) {
-  vf acc[NV];
-  for (int j = 0; j < NV; j++) acc[j] = vf{};
-  for (int s = 0; s < n; s++) {
-    const T* v = at(s);
-    vf f = all(weight[s]);
-    for (int j = 0; j < NV; j++) acc[j] += f * load(v + j * W);
+inline void gather(const float* weight, int C, int n, At at, float* y) {
+  if constexpr (NV > 0) {
+    vf acc[NV];
+    each<NV>([&](auto j) INLINE { acc[j] = vf{}; });
+    for (int s = 0; s < n; s++) {
+      const T* v = at(s);
+      vf f = all(weight[s]);
+      each<NV>([&](auto j) INLINE { acc[j] += f * load(v + j * W); });
+    }
+    each<NV>([&](auto j) INLINE { store(y + j * W, acc[j]); });
+  } else {
+    for (int c = 0; c < C; c++) y[c] = 0;
+    for (int s = 0; s < n; s++) {
+      const T* v = at(s);
+      for (int c = 0; c < C; c++) y[c] += weight[s] * one(v + c);
+    }
   }
-  for (int j = 0; j < NV; j++) store(y + j * W, acc[j]);
+}
+
+template <int NV, class T>
+inline void head(const Step& s, const float* q, const float* bias, const T* K, const T* V, const int32_t* table, int64_t row, int64_t group,
+                 int first, int n, int now, int cap, float* weight, float* y) {  // one query of one head
+  int C = s.k;
+  int64_t own = (row * s.groups + group) * cap;
+  auto line = [&](const T* base) {
+    return [=](int i) INLINE { return base + ((table ? (table[first + i] * int64_t(s.groups) + group) * cap : own) + first + i) * C; };
+  };
+  scores<NV, T>(q, C, n, line(K), weight);
+  for (int i = 0; i < n; i++) {
+    float x = weight[i] * s.scale;
+    weight[i] = bias ? x + bias[s.aux + std::max(-s.aux, std::min(s.aux, first + i - now))] : x;
+  }
+  for (int i = n; i < n + W; i++) weight[i] = -INFINITY;
+  vf big = load(weight);
+  for (int i = W; i < n; i += W) big = vmax(big, load(weight + i));
+  vf most = all(top(big)), total{};
+  for (int i = 0; i < n; i += W) {
+    store(weight + i, vexp(load(weight + i) - most));
+    if (i + W > n) for (int j = n; j < i + W; j++) weight[j] = 0;
+    total += load(weight + i);
+  }
+  float inverse = 1.f / sum(total);
+  gather<NV, T>(weight, C, n, line(V), y);
+  for (int c = 0; c < C; c++) y[c] *= inverse;
 }
 
 template <class T>
@@ -529,42 +600,16 @@ void attend(const Step& s, const Pass& p, std::vector<float>& own, int a, int z)
   for (int item = a; item < z; item++) {
     int m = item / H, h = item % H, g = h / (H / G), now = p.position[m];
     int row = memory ? p.source[m] : p.row[m];
-    int first = 0, end = memory ? p.source_length[row] : (s.flags & 1) ? p.length[row] : now + 1;
-    if (window && !memory) first = std::max(0, now + 1 - window);
+    int end = memory ? p.source_length[row] : (s.flags & 1) ? p.length[row] : now + 1;
+    int first = window && !memory ? std::max(0, now + 1 - window) : 0;
     const float* q = (const float*)p.registers[s.in] + m * int64_t(wide) + h * C;
     const int32_t* table = memory || !p.table ? nullptr : p.table + int64_t(row) * cap;
-    auto line = [&](const T* base, int i) { return base + ((int64_t(table ? table[i] : row) * G + g) * cap + i) * C; };
-    float* weight = own.data();
-    int n = end - first;
-    for (int i = 0; i < n; i += 4) {
-      vf d[4];
-      for (int j = 0; j < 4; j++) d[j] = dot(q, line(K, first + std::min(i + j, n - 1)), C);
-      sum4(d[0], d[1], d[2], d[3], weight + i);
-    }
-    for (int i = 0; i < n; i++) {
-      float x = weight[i] * s.scale;
-      weight[i] = bias ? x + bias[int64_t(h) * (2 * s.aux + 1) + s.aux + std::max(-s.aux, std::min(s.aux, first + i - now))] : x;
-    }
-    for (int i = n; i < n + W; i++) weight[i] = -INFINITY;
-    vf big = load(weight);
-    for (int i = W; i < n; i += W) big = vmax(big, load(weight + i));
-    vf most = all(top(big)), total{};
-    for (int i = 0; i < n; i += W) {
-      vf e = vexp(load(weight + i) - most);
-      store(weight + i, e);
-      if (i + W > n) for (int j = n; j < i + W; j++) weight[j] = 0;
-      total += load(weight + i);
-    }
-    float inverse = 1.f / sum(total);
+    const float* far = bias ? bias + int64_t(h) * (2 * s.aux + 1) : nullptr;
     float* y = (float*)p.registers[s.out] + (m * int64_t(H) + h) * C;
-    auto at = [&](int i) { return line(V, first + i); };
-    if (C == 4 * W) gather<4, T>(weight, n, at, y);
-    else if (C == 8 * W) gather<8, T>(weight, n, at, y);
-    else {
-      for (int c = 0; c < C; c++) y[c] = 0;
-      for (int i = 0; i < n; i++) { const T* v = at(i); for (int c = 0; c < C; c++) y[c] += weight[i] * one(v + c); }
-    }
-    for (int c = 0; c < C; c++) y[c] *= inverse;
+    auto run = [&](auto nv) { head<nv, T>(s, q, far, K, V, table, row, g, first, end - first, now, cap, own.data(), y); };
+    if (C == 4 * W) run(std::integral_constant<int, 4>{});
+    else if (C == 8 * W) run(std::integral_constant<int, 8>{});
+    else run(std::integral_constant<int, 0>{});
   }
 }
 

@@ -312,6 +312,12 @@ class Lowered:
         place = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths.tolist()])
         return torch.tensor([i for t in texts for i in t]), row, place, lengths
 
+    def hidden(self, texts):
+        """(tokens, D) hidden states of an encoder for lists of ids, one after another, and the lengths of the texts."""
+        ids, row, place, lengths = self.flat(texts)
+        store = Store(self.read.shapes, len(texts), int(lengths.max()), torch.float32)
+        return self.read.run(ids, place, row, place, store=store, length=lengths)["hidden"], lengths
+
     def memory(self, rows, capacity):
         """Room for what cross-attention reads of `rows` sources."""
         return Store(self.read.memory_shapes, rows, capacity, self.dtype)
