@@ -12,7 +12,7 @@ from qkv.cli.main import main
 from qkv.training import folder
 
 TEXT = "".join(f"line {i}: {i * i} is the square of {i}.\n" for i in range(400))
-SMALL = ("dim=32", "layers=2", "heads=2", "length=16", "batch=4", "threads=1", "precision=fp32", "sample_tokens=4", "warmup=2")
+SMALL = ("dim=32", "layers=2", "heads=2", "length=16", "batch=4", "threads=1", "precision=exact", "sample_tokens=4", "warmup=2")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_train_generate_eval_convert(source, tmp_path, capsys):
 
 
 def test_pairs_from_the_command_line(capsys):
-    words = ("dim=32", "hidden=32", "layers=1", "heads=2", "length=32", "threads=1", "count=300", "precision=fp32", "sample_tokens=4")
+    words = ("dim=32", "hidden=32", "layers=1", "heads=2", "length=32", "threads=1", "count=300", "precision=exact", "sample_tokens=4")
     assert qkv("train", "transformer-nano", "data=task:date", "steps=4", *words) == 0
     assert qkv("generate", "last", "1 May 1999", "tokens=5") == 0
     capsys.readouterr()

@@ -17,10 +17,24 @@ BELOW = {  # what each package may import
     "models": {"core", "checkpoints", "words"},
     "objectives": {"core", "data", "models", "words"},
     "native": {"core", "models", "runtime"},
+    "embed": {"data", "native", "runtime"},
     "generation": {"core", "data", "models", "native", "runtime", "words"},
     "evaluation": {"core", "data", "models", "native", "objectives", "generation", "words"},
     "training": {"core", "data", "models", "objectives", "generation", "evaluation", "checkpoints", "native", "words", "runtime"},
-    "cli": {"core", "data", "models", "objectives", "generation", "evaluation", "training", "checkpoints", "native", "words", "runtime"},
+    "cli": {
+        "core",
+        "data",
+        "models",
+        "objectives",
+        "generation",
+        "evaluation",
+        "training",
+        "checkpoints",
+        "embed",
+        "native",
+        "words",
+        "runtime",
+    },
 }
 FAMILY = re.compile(r"\b(gpt2|gpt3|llama|mistral|bert|t5model|marian|fsmt|roberta|bart|whisper|conformer|flamingo)\b", re.I)
 

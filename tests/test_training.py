@@ -3,22 +3,27 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import qkv
 from qkv import data, objectives
 from qkv.checkpoints import runs
 from qkv.checkpoints.files import CheckpointError, read_tensors
 from qkv.data import tokenizer as tokenizers
-from qkv.training import folder, loop, optim, recipe
+from qkv.models import account
+from qkv.models import loss as loss_of
+from qkv.training import folder, loop, machine, optim, recipe
 
 TEXT = "".join(f"line {i}: {i * i} is the square of {i}.\n" for i in range(600))
 SMALL = {"dim": 32, "layers": 2, "heads": 2, "length": 16}
@@ -31,7 +36,7 @@ def tok():
 
 def make_recipe(source, preset="gpt-nano", model=None, data_=None, **train):
     raw = {"model": {"preset": preset} | SMALL | (model or {}), "data": {"source": str(source), "tokenizer": "char"} | (data_ or {}),
-           "train": {"steps": 12, "batch": 4, "threads": 1, "precision": "fp32", "warmup": 2, "eval_every": 6, "save_every": 4,
+           "train": {"steps": 12, "batch": 4, "threads": 1, "precision": "exact", "warmup": 2, "eval_every": 6, "save_every": 4,
                      "sample_every": 100, "sample_tokens": 5} | train}  # fmt: skip
     return recipe.resolve(raw)
 
@@ -90,12 +95,95 @@ def test_pairs_shift_right_and_ignore_padding(tok):
     assert asked.labels.tolist() == [-100, -100, -100, 50, tok.eos]
 
 
-def test_label_smoothing_is_torchs():
-    logits, labels = torch.randn(7, 11), torch.tensor([1, 2, 3, -100, 5, 6, -100])
-    want = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
-    value, plain = objectives.token_loss(logits, labels, 0.1)
-    torch.testing.assert_close(value, want)
-    torch.testing.assert_close(plain, torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("pieces", [False, True])
+def test_the_loss_and_its_gradients_are_torchs_whole_or_in_pieces(monkeypatch, smoothing, pieces):
+    monkeypatch.setattr(loss_of, "WHOLE", 22 if pieces else 10**6)  # two places at a time
+    made = []
+    labels = torch.tensor([1, 2, 3, -100, 5, 6, -100])
+    for ours in (True, False):
+        torch.manual_seed(0)
+        x, w, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((7, 5), (11, 5), (11,)))
+        if ours:
+            value, plain, _ = loss_of.token_loss(x * 1.0, w, b, labels, smoothing)
+        else:
+            value = F.cross_entropy(x @ w.T + b, labels, reduction="sum", label_smoothing=smoothing)
+            plain = F.cross_entropy(x @ w.T + b, labels, reduction="sum")
+        (value / 3).backward()
+        made.append([value.detach(), plain.detach(), x.grad, w.grad, b.grad])
+    for got, want in zip(*made):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        hits = loss_of.token_loss(x, w, b, labels, smoothing)[2]
+    assert int(hits) == int(((x @ w.T + b).argmax(-1) == labels).sum())
+
+
+def test_the_loss_never_holds_all_scores_in_float32(monkeypatch):
+    seen = []
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            seen.extend(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(t))
+            return out
+
+    monkeypatch.setattr(loss_of, "WHOLE", 4096)
+    model = qkv.create("gpt-nano", vocab=1024, length=64, dim=8, heads=2, layers=1)
+    ids = torch.randint(0, 1024, (4, 64))
+    with Sizes():
+        model(input_ids=ids, labels=ids.flatten())["loss"].backward()
+    assert max(seen) < 4 * 64 * 1024 / 4, "a tensor of a quarter of all scores"
+
+
+def test_float32_by_another_product_is_taken_only_where_it_is_accurate_and_faster(monkeypatch):
+    model = qkv.create("gpt-nano")
+    gains = iter([None, 0.9, 1.5])
+    monkeypatch.setattr(machine, "fast_bf16", lambda device="cpu": False)
+    monkeypatch.setattr(machine, "medium_gain", lambda *a: next(gains))
+    assert [machine.settle("fast", model, 64)[1] for _ in range(3)] == ["highest", "highest", "medium"]
+    assert machine.settle("auto", model, 64, before="medium")[:2] == (False, "medium"), "a resumed run multiplies as it did"
+    assert machine.settle("exact", model, 64)[:2] == (False, "highest")
+    with pytest.raises(ValueError, match="this processor has no bfloat16"):
+        machine.settle("bf16", model, 64)
+    monkeypatch.setattr(machine, "fast_bf16", lambda device="cpu": True)
+    assert machine.settle("auto", model, 64)[0] and machine.settle("bf16", model, 64)[0]
+
+
+def test_the_error_of_a_product_is_told_from_that_of_float32(monkeypatch):
+    assert machine.error_of("highest") < machine.ACCURATE / 2
+    real = torch.set_float32_matmul_precision
+    monkeypatch.setattr(machine, "error_of", lambda how, device="cpu": 2e-3 if how == "medium" else 2e-7)
+    assert machine.medium_gain([(64, 64)], 64) is None
+    monkeypatch.setattr(machine, "error_of", lambda how, device="cpu": 2e-7)
+    assert machine.medium_gain([(64, 64)], 64) > 0 and torch.get_float32_matmul_precision() == "highest"
+    assert real is torch.set_float32_matmul_precision
+
+
+def test_a_step_that_does_not_fit_says_what_would(source, monkeypatch):
+    model = qkv.create("gpt-nano")
+    each, need = account.activation_bytes(model), account.training_bytes(model)
+    monkeypatch.setattr(loop.runtime, "free_memory", lambda: need + 3 * each + 1)
+    loop.fits(model, 3, torch.device("cpu"), "batch")
+    with pytest.raises(ValueError, match=r"train.batch=4: a step needs about .* batch=3 would fit"):
+        loop.fits(model, 4, torch.device("cpu"), "batch")
+    monkeypatch.setattr(loop.runtime, "free_memory", lambda: need)
+    with pytest.raises(ValueError, match="not one row fits"):
+        loop.fits(model, 4, torch.device("cpu"), "batch")
+
+
+def test_a_profile_accounts_for_the_steps_and_counts_flops(source, tmp_path):
+    lines = []
+    show = types.SimpleNamespace(
+        **{n: lambda *a: None for n in ("begin", "step", "evaluated", "sample", "note", "end")}, report=lines.extend
+    )
+    r = make_recipe(source, steps=9)
+    loop.train(r, tmp_path, show=show, profile=True)
+    text = "\n".join(lines)
+    assert "4 steps" in text and "backward" in text and "waiting for data" in text and "MFU" in text
+    model = loop.assemble(r).model
+    per_token = 3 * sum(account.flops(model).values())
+    told = float(re.search(r"([\d.,]+) MFLOPs a token", text)[1].replace(",", "")) * 1e6
+    assert told == pytest.approx(per_token, rel=0.15)
 
 
 def test_an_objective_that_does_not_fit_is_refused(tok):
@@ -273,7 +361,7 @@ def command(*words, **env):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
-WORDS = ("gpt-nano", "tokenizer=char", "dim=32", "layers=2", "heads=2", "length=16", "batch=4", "threads=1", "precision=fp32", "eval_every=1000",
+WORDS = ("gpt-nano", "tokenizer=char", "dim=32", "layers=2", "heads=2", "length=16", "batch=4", "threads=1", "precision=exact", "eval_every=1000",
          "sample_every=1000", "sample_tokens=4", "warmup=2", "--quiet")  # fmt: skip
 
 
@@ -332,11 +420,25 @@ def test_shares_of_a_batch_add_up_to_it(tok):
             torch.testing.assert_close(total, objective.loss(model, batch).value, rtol=0, atol=1e-3)
 
 
-def test_bfloat16_learns_as_float32_does(source, tmp_path):
+def test_bfloat16_learns_as_float32_does(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "fast_bf16", lambda device="cpu": True)  # emulated where the processor has none
     _, exact = train(make_recipe(source, steps=40, lr=3e-3), tmp_path / "a")
     _, short = train(make_recipe(source, steps=40, lr=3e-3, precision="bf16"), tmp_path / "b")
     assert short[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.01) and short[-1]["loss"] == pytest.approx(exact[-1]["loss"], rel=0.05)
     assert short[-1]["loss"] != exact[-1]["loss"]
+
+
+@pytest.mark.slow
+def test_compiled_pairs_of_many_shapes_make_few_graphs(monkeypatch):
+    import torch._dynamo.testing
+
+    counter = torch._dynamo.testing.CompileCounter()
+    monkeypatch.setattr(torch, "compile", lambda f, **k: torch._dynamo.optimize(counter, **k)(f))
+    model = loop.compiled(qkv.create("transformer-nano", start=1).eval(), varied=True)
+    for a, b in ((2, 5), (3, 9), (5, 7), (4, 12), (7, 3), (6, 6)):
+        ids = torch.randint(3, 50, (a, b))
+        model(input_ids=ids, decoder_input_ids=ids[:, : b // 2 + 1], labels=ids[:, : b // 2 + 1].flatten())
+    assert counter.frame_count <= loop.GRAPHS
 
 
 @pytest.mark.slow
@@ -402,7 +504,7 @@ def test_recipes_round_trip_and_refuse(tmp_path):
         ({"train": {"stps": 3}}, r"\[train\] has no key 'stps'. Did you mean 'steps'"),
         ({"train": {"steps": "many"}}, "train.steps='many': must be a whole number"),
         ({"train": {"lr": -1.0}}, "train.lr=-1.0: must be greater than 0"),
-        ({"train": {"precision": "fp8"}}, "must be one of auto, fp32, bf16"),
+        ({"train": {"precision": "fp8"}}, "must be one of auto, exact, fast, bf16"),
         ({"data": {"holdout": 2.0}}, "must be between 0 and 1"),
         ({"model": {}}, "needs preset"),
     ):

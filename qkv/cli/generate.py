@@ -15,8 +15,10 @@ it; several prompts are done as one batch. `chat` asks for prompts until you lea
 
 keys: tokens (200)  temperature (0.8; 0 is greedy)  top_k (0: all)  top_p (1)  repetition (1: none)  seed (0)
       beams (0)  penalty (1: length penalty of beams)  stop (a text that ends it; repeat for more)
+      precision (fp32; bf16, int8, int4 read fewer bytes a token)  threads (all cores)  guess (0; how many tokens are guessed from the
+      text's own n-grams and checked in one pass: the same answer, sooner where texts repeat themselves)
 """
-KEYS = ("tokens", "temperature", "top_k", "top_p", "repetition", "seed", "beams", "penalty", "stop")
+KEYS = ("tokens", "temperature", "top_k", "top_p", "repetition", "seed", "beams", "penalty", "stop", "precision", "threads", "guess")
 
 
 def run(words, verb):
@@ -27,7 +29,7 @@ def run(words, verb):
     if not plain:
         raise ValueError("name what shall write: a run (last), a folder or a hub id, e.g. qkv generate last")
     what, *prompts = plain
-    for key, kind in {"tokens": int, "beams": int, "seed": int, "top_k": int}.items():
+    for key, kind in {"tokens": int, "beams": int, "seed": int, "top_k": int, "threads": int, "guess": int}.items():
         if key in given and (not isinstance(given[key], kind) or isinstance(given[key], bool)):
             raise ValueError(f"{key}={given[key]!r}: must be a whole number")
     for key in ("temperature", "top_p", "repetition", "penalty"):
@@ -43,6 +45,7 @@ def run(words, verb):
         except UnicodeEncodeError:
             raise ValueError("the prompt is not UTF-8 text") from None
     most, beams, penalty = given.pop("tokens", 200), given.pop("beams", 0), given.pop("penalty", 1.0)
+    precision, threads, guess = given.pop("precision", "fp32"), given.pop("threads", None), given.pop("guess", 0)
     if most < 1 or not 0 <= beams <= 256:
         raise ValueError(f"tokens={most}, beams={beams}: tokens must be at least 1, beams 0 to 256")
     import torch
@@ -57,20 +60,50 @@ def run(words, verb):
         raise ValueError(f"{what} has output={model.config.output}; writing needs output=lm")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     pair = hasattr(model, "encode")
+    model = quick(model, precision, threads)
     sampling = Sampling(**({"temperature": 0.0 if pair else 0.8} | given))
     if verb == "chat":
-        return chat(lambda p: stream(model, tokenizer, p, sampling, most=most, stop=stop), pair)
+        return chat(lambda p: stream(model, tokenizer, p, sampling, most=most, stop=stop, guess=guess), pair)
     prompts = prompts or [""]
     if pair and prompts == [""]:
         raise ValueError('this model answers a text: give one, e.g. qkv generate last "A dog runs."')
     if len(prompts) == 1 and not beams:
-        for i, piece in enumerate(stream(model, tokenizer, prompts[0], sampling, most=most, stop=stop)):
+        for i, piece in enumerate(stream(model, tokenizer, prompts[0], sampling, most=most, stop=stop, guess=guess)):
             print((prompts[0] if i == 0 and not pair else "") + piece, end="", flush=True)
         print()
         return 0
     for prompt, answer in zip(prompts, complete(model, tokenizer, prompts, sampling, most=most, beams=beams, penalty=penalty, stop=stop)):
         print(answer if pair else prompt + answer)
     return 0
+
+
+def quick(model, precision, threads):
+    """The model as the compiled kernels take it, or, in fp32 where they cannot, the model itself."""
+    import torch
+
+    from .. import native, runtime
+
+    if threads is not None:
+        if not 1 <= threads <= runtime.cores():
+            raise ValueError(f"threads={threads}: this process may use 1 to {runtime.cores()}")
+        torch.set_num_threads(threads)
+    if precision not in native.PACKINGS:
+        raise ValueError(f"precision={precision!r} is not one of {', '.join(native.PACKINGS)}")
+    on_gpu = next(model.parameters()).device.type != "cpu"
+    try:
+        if on_gpu:
+            raise native.CannotLower("the model is on a GPU")
+        low = native.lower(model, precision, model.config.length)
+    except (native.CannotLower, native.NoLibrary) as e:
+        if precision != "fp32":
+            raise ValueError(f"precision={precision} needs the compiled kernels, and they cannot be used here: {e}") from None
+        return model
+    if low.error:
+        print(
+            f"note: weights in {precision}: {low.nbytes / 1e6:,.1f} MB, rounded by {100 * low.error:.2g} % (root mean square)",
+            file=sys.stderr,
+        )
+    return low
 
 
 def chat(answer, pair):

@@ -13,6 +13,8 @@ VERBS = {
     "generate": "write on from a prompt, or answer a source text",
     "chat": "the same, as an interactive session",
     "eval": "loss, perplexity and bits a byte on a held-out file; BLEU for translation",
+    "embed": "vectors of sentences, and how alike they are",
+    "bench": "what this machine can do: products, memory, and what qkv makes of it",
     "convert": "write a run or a foreign checkpoint as a published folder",
 }
 HELP = """qkv: one small set of Transformer parts, and every architecture composed from it.

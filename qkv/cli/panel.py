@@ -58,7 +58,7 @@ class Show:
     def begin(self, run, steps, seconds, first):
         self.steps, self.seconds, self.first = steps, seconds, first
         params = sum(p.numel() for p in run.model.parameters())
-        kind = "bfloat16" if run.bf16 else "float32"
+        kind = run.arithmetic
         self.kind, threads = type(run.model.config).__name__, _threads()
         if self.mode == "quiet":
             return
@@ -146,6 +146,10 @@ class Show:
             parts += [Text("sample", style="dim"), Text(brief(self.text, width), style="italic", overflow="fold")]
         parts += [Text(n, style="yellow") for n in self.notes[-2:]]
         return Panel(Group(*parts), title=f"training {self.name}", width=width + 6)
+
+    def report(self, lines):
+        """Where the time went (--profile)."""
+        print("\n".join(["", *lines, ""]), flush=True)
 
     def end(self, interrupted):
         if self.live:

@@ -93,7 +93,7 @@ def run(words, verb):
         )
     binary = lambda n: account.size(n, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
     console.print(f"memory: weights {binary(4 * total)} in 32 bits, {binary(2 * total)} in 16; training with AdamW in 32 bits: "
-                  + ", ".join(f"{k} {binary(v)}" for k, v in account.training_bytes(model).items()))  # fmt: skip
+                  f"weights, gradients, moments {binary(account.training_bytes(model))}, a row of {cfg.length} tokens {binary(account.activation_bytes(model))}")  # fmt: skip
 
 
 def branch(tree, model):

@@ -6,7 +6,7 @@ import sys
 from ..words import nearest
 
 HELP = """
-qkv train [WHAT] [key=value ...] [--ranks N] [--plain | --quiet]
+qkv train [WHAT] [key=value ...] [--ranks N] [--profile] [--plain | --quiet]
 
 WHAT is a preset (gpt-mini), a recipe (multi30k, or path/to/recipe.toml), or a run to go on with (last, runs/NAME).
 Nothing at all trains a small GPT for a minute on text that ships with Python.
@@ -26,7 +26,8 @@ keys (model.*, data.*, train.*; the section may be left out):
            sample_tokens keep prompt smoothing mask_rate
   model    every field of `qkv show PRESET --fields`
 
---plain prints lines instead of the live panel, --quiet only the end.
+--plain prints lines instead of the live panel, --quiet only the end. --profile says where the time went, and what share of the
+machine's peak was used (MFU; `qkv bench` measures the peak).
 Everything is written to runs/NAME-TIME: recipe.toml (resolved), metrics.jsonl, samples.md, checkpoints (each a published folder).
 Ctrl-C saves and leaves; the run goes on with `qkv train last`.
 """
@@ -47,7 +48,7 @@ def defaults(preset):
 
 
 def run(words, verb):
-    words, ranks, mode = _flags(words)
+    words, ranks, mode, profile = _flags(words)
     import contextlib
     import shutil
 
@@ -57,7 +58,7 @@ def run(words, verb):
     what = words.pop(0) if words and "=" not in words[0] else None
     r, name, where = prepare(what, words)
     if ranks is not None:
-        return launch(ranks, [*([what] if what else []), *words, *([f"--{mode}"] if mode else [])])
+        return launch(ranks, [*([what] if what else []), *words, *([f"--{mode}"] if mode else []), *(["--profile"] if profile else [])])
     if os.environ.get("LOCAL_RANK") is not None:
         distributed.start()
     first, resume = distributed.rank() == 0, None
@@ -70,7 +71,7 @@ def run(words, verb):
         with folder.locked(where) if first else contextlib.nullcontext():
             if not fresh:
                 resume = newest(where)
-            held = loop.train(r, where, resume=resume, show=show, ready=write)
+            held = loop.train(r, where, resume=resume, show=show, ready=write, profile=profile)
     except loop.Diverged as e:
         print(f"qkv train: {e}", file=sys.stderr)
         return 1
@@ -87,9 +88,12 @@ def run(words, verb):
     return 0
 
 
+FLAGS = ("--ranks", "--profile", "--plain", "--quiet")
+
+
 def _flags(words):
-    """(plain words, ranks or None, "plain", "quiet" or ""). Raises ValueError for an unknown flag."""
-    rest, ranks, mode, it = [], None, "", iter(words)
+    """(plain words, ranks or None, "plain", "quiet" or "", profile?). Raises ValueError for an unknown flag."""
+    rest, ranks, mode, profile, it = [], None, "", False, iter(words)
     for w in it:
         if w == "--ranks":
             value = next(it, "")
@@ -98,11 +102,13 @@ def _flags(words):
             ranks = int(value)
         elif w in ("--plain", "--quiet"):
             mode = w[2:]
+        elif w == "--profile":
+            profile = True
         elif w.startswith("--"):
-            raise ValueError(f"there is no flag {w}.{nearest(w, ('--ranks', '--plain', '--quiet'))} There are --ranks N, --plain, --quiet")
+            raise ValueError(f"there is no flag {w}.{nearest(w, FLAGS)} There are --ranks N, --profile, --plain, --quiet")
         else:
             rest.append(w)
-    return rest, ranks, mode
+    return rest, ranks, mode, profile
 
 
 def prepare(what, words):

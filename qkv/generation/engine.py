@@ -77,6 +77,12 @@ class NGram:
     def __init__(self, count=8, longest=4):
         self.count, self.longest = count, longest
 
+    def open(self, rows, capacity, vocab):
+        """The engine tells what it is."""
+
+    def begin(self, number, prompt):
+        """A new request has taken this row."""
+
     def guess(self, wanted):
         """{row: tokens so far, how many} -> {row: guessed tokens}"""
         return {number: self.one(tokens, min(most, self.count)) for number, (tokens, most) in wanted.items()}
@@ -101,6 +107,12 @@ class Draft:
         if self.model.config.vocab != vocab:
             raise ValueError(f"draft: its vocabulary has {self.model.config.vocab} tokens and the model's {vocab}; they must be the same")
         self.back = backend(self.model, rows, capacity, self.precision, self.threads)
+
+    def begin(self, number, prompt):
+        """A new request has taken this row."""
+        if hasattr(self.model, "encode"):
+            self.back.remember(number, prompt)
+            self.read[number] = []
 
     def guess(self, wanted):
         out = {number: [] for number in wanted}
@@ -151,7 +163,7 @@ class Engine:
         self.capacity, self.precision = self.back.capacity, precision
         self.rows, self.waiting, self.most_waiting = [_Row(i) for i in range(rows)], collections.deque(), queue
         self.guesser = guesser
-        if isinstance(guesser, Draft):
+        if guesser is not None:
             guesser.open(rows, self.capacity, cfg.vocab)
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
@@ -283,6 +295,8 @@ class Engine:
                 row = max(free, key=lambda r: (known(r), -r.used))
                 if known(row) < held:
                     self.back.copy(donor.number, row.number, held)
+            if self.guesser is not None:
+                self.guesser.begin(row.number, request.prompt)
             row.request, row.tokens, row.held = request, list(text), held
             self.counts["reused"] += held
 

@@ -1,12 +1,13 @@
 """Text to text: prompts encoded, answers decoded as they come, stop strings watched for."""
 
 from .beam import beam_search
+from .engine import Engine, NGram
 from .sampling import Sampling, generate, steps
 
 
 def encode(model, tokenizer, prompt):
-    """Ids of a prompt as the model was trained to read it."""
-    if hasattr(model, "encode"):
+    """Ids of a prompt as the model, or the lowered one, was trained to read it."""
+    if hasattr(getattr(model, "model", model), "encode"):
         ids = tokenizer.encode(prompt)
         return [*ids, tokenizer.eos] if tokenizer.eos is not None else ids
     ids = tokenizer.prompt(prompt)
@@ -16,13 +17,12 @@ def encode(model, tokenizer, prompt):
     return ids
 
 
-def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=()):
-    """Yields pieces of the answer as text. stop: strings that end it; they are not part of it."""
+def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=(), guess=0):
+    """Yields pieces of the answer as text. stop: strings that end it; they are not part of it. guess: how many tokens are guessed
+    ahead (see engine.NGram); the answer is the same."""
     ids, told, text = [], 0, ""
     hold = max((len(s) for s in stop), default=0)
-    for (token,) in steps(model, [encode(model, tokenizer, prompt)], sampling, most=most):
-        if token is None:
-            break
+    for token in _tokens(model, encode(model, tokenizer, prompt), sampling, most, guess):
         ids.append(token)
         text = tokenizer.decode(ids)
         cut = min((i for s in stop if (i := text.find(s, max(0, told - hold))) >= 0), default=-1)
@@ -34,6 +34,17 @@ def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=()):
             yield text[told:safe]
             told = safe
     yield text[told:]
+
+
+def _tokens(model, ids, sampling, most, guess):
+    if guess:
+        capacity = min(len(ids) + most + guess, model.config.length)
+        yield from Engine(model, rows=1, capacity=capacity, guesser=NGram(guess)).submit(ids, sampling, most=most).stream()
+        return
+    for (token,) in steps(model, [ids], sampling, most=most):
+        if token is None:
+            return
+        yield token
 
 
 def _partial(text, stop):

@@ -5,6 +5,7 @@ from torch import nn
 
 from ..core import Attention
 from . import build
+from .loss import WHOLE
 
 
 def blank(cfg):
@@ -71,15 +72,18 @@ def cache_bytes(model, width=2):
     return sum(2 * m.kv_heads * m.head_dim * width for m in own)
 
 
-def training_bytes(model, batch=1):
-    """Rough memory of one training step in float32: weights, gradients, two moments, and the activations that backward needs
-    (34 numbers a token, layer and width, Korthikanti et al. 2022, without the scores, plus the logits)."""
-    cfg, n = model.config, sum(p.numel() for p in model.parameters())
-    layers = cfg.layers + (getattr(cfg, "decoder_layers", None) or 0)
-    return {
-        "weights, gradients, moments": 16 * n,
-        f"activations of {batch} x {cfg.length} tokens": batch * cfg.length * (layers * 34 * cfg.dim + 8 * cfg.vocab),
-    }
+def activation_bytes(model):
+    """Rough bytes that one more row of `length` tokens adds to a training step in float32: 18 numbers a token, layer and width (and
+    the gates), scores of attention where the kernel forms them left out, and the scores of the vocabulary where they are held whole."""
+    cfg = model.config
+    layers = cfg.layers + (getattr(cfg, "decoder_layers", None) or (cfg.layers if hasattr(model, "encode") else 0))
+    hidden = max((m.out_features for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith("f.up")), default=cfg.wide)
+    return 4 * cfg.length * (layers * (10 * cfg.dim + 2 * hidden) + min(3 * cfg.vocab, 2 * cfg.dim + WHOLE // cfg.length))
+
+
+def training_bytes(model):
+    """Bytes of weights, gradients, two moments in float32, and one gradient of the output matrix in the making."""
+    return 16 * sum(p.numel() for p in model.parameters()) + 4 * model.config.vocab * model.config.dim
 
 
 def size(n, units=("", "K", "M", "G", "T", "P"), base=1000):

@@ -42,11 +42,12 @@ class DecoderModel(Stack):
         return heads.SpanHead(cfg.dim) if cfg.output == "span" else None
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, *, token_type_ids=None, inputs_embeds=None,
-                documents=None, prefix=None, cache=None, use_cache=False, at=None):  # fmt: skip
+                documents=None, prefix=None, cache=None, use_cache=False, at=None, labels=None, smoothing=0.0):  # fmt: skip
         """input_ids (B, T), or inputs_embeds (B, T, D); attention_mask (B, past + T), 0 is padding; position_ids (B, T);
         documents (B, T) numbers the documents of a packed row; prefix (B, T) is 1 where all may look (pattern prefix);
         cache: a Cache, which is extended; use_cache: make one if there is none; at: flat indices into (B * T), the only places
-        whose logits are wanted. Returns logits (B, T, V), hidden (B, T, D), cache."""
+        whose logits are wanted; labels (B * T,), or of the places `at`: their loss is returned in place of the logits (see
+        models.loss). Returns logits (B, T, V), hidden (B, T, D), cache."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         cfg = self.config
@@ -60,7 +61,7 @@ class DecoderModel(Stack):
         hidden = self.run(x, Context(toks, cache=cache))
         out = Output(hidden=hidden)
         if self.head is not None:
-            facts = {"input_ids": input_ids, "plain": toks.plain}
+            facts = {"input_ids": input_ids, "plain": toks.plain, "labels": labels, "smoothing": smoothing}
             out |= self.head(hidden if at is None else hidden.flatten(0, 1)[at], facts)
         if cache is not None:
             out["cache"] = cache

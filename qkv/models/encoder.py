@@ -60,16 +60,17 @@ class EncoderModel(Stack):
         return heads.SpanHead(cfg.dim) if cfg.output == "span" else None
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, position_ids=None, *, inputs_embeds=None,
-                documents=None, at=None):  # fmt: skip
+                documents=None, at=None, labels=None, smoothing=0.0):  # fmt: skip
         """input_ids (B, T), or (B, choices, T) with output=choice, or inputs_embeds (B, T, D); attention_mask of the same shape,
         0 is padding; token_type_ids and position_ids likewise; documents (B, T) numbers the documents of a packed row; at: flat
-        indices into (B * T), the only places whose logits are wanted.
+        indices into (B * T), the only places whose logits are wanted; labels (N,) of those places: their loss is returned in place
+        of the logits (see models.loss).
         Returns hidden (B, T, D), pooled (B, D) if there is a pooler, and what the head names."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if token_type_ids is not None and self.embed.types is None:
             raise ValueError("token_type_ids: this model has no token types (types=0)")
-        facts = {}
+        facts = {"labels": labels, "smoothing": smoothing}
         if self.config.output == "choice":
             source = input_ids if input_ids is not None else inputs_embeds
             if source.dim() < 3:

@@ -78,10 +78,12 @@ class EncoderDecoderModel(nn.Module):
         return self.encoder.run(x, Context(toks)), toks
 
     def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None, *, inputs_embeds=None,
-                decoder_inputs_embeds=None, decoder_position_ids=None, encoder_hidden=None, cache=None, use_cache=False, at=None):  # fmt: skip
+                decoder_inputs_embeds=None, decoder_position_ids=None, encoder_hidden=None, cache=None, use_cache=False, at=None,
+                labels=None, smoothing=0.0):  # fmt: skip
         """input_ids (B, S) or inputs_embeds (B, S, D), or encoder_hidden (B, S, D) as returned before; decoder_input_ids (B, T) or
         decoder_inputs_embeds; masks of the same shapes, 0 is padding (the decoder's covers the cached past too); decoder_position_ids (B, T); with a cache the
-        encoder runs at the first call only; at: flat indices into (B * T), the only places whose logits are wanted.
+        encoder runs at the first call only; at: flat indices into (B * T), the only places whose logits are wanted;
+        labels (B * T,): their loss is returned in place of the logits (see models.loss).
         Returns logits (B, T, V), hidden (B, T, D), encoder_hidden (B, S, D), cache."""
         cfg = self.config
         if decoder_input_ids is not None and decoder_inputs_embeds is not None:
@@ -112,7 +114,8 @@ class EncoderDecoderModel(nn.Module):
         hidden = self.decoder.run(x, Context(toks, memory, memory_tokens, cache))
         out = Output(hidden=hidden, encoder_hidden=memory)
         if self.head is not None:
-            out |= self.head(hidden if at is None else hidden.flatten(0, 1)[at])
+            facts = {"labels": labels, "smoothing": smoothing}
+            out |= self.head(hidden if at is None else hidden.flatten(0, 1)[at], facts)
         if cache is not None:
             out["cache"] = cache
         return out

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..core.layers import Dropout, LayerNorm, activation
+from .loss import token_loss
 
 
 class LanguageHead(nn.Module):
@@ -29,9 +30,17 @@ class LanguageHead(nn.Module):
             self.register_buffer("steady", torch.zeros(1, vocab))
 
     def forward(self, hidden_BTD, facts=None):
+        """logits (..., V); or, where facts["labels"] (N,) are given, the loss alone: loss, plain and hits of `token_loss`."""
         x = hidden_BTD if self.scale == 1.0 else hidden_BTD * self.scale
         if self.dense is not None:
             x = self.norm(self.act(self.dense(x)))
+        labels = (facts or {}).get("labels")
+        if labels is not None:
+            bias = self.out.bias
+            if hasattr(self, "steady"):
+                bias = self.steady[0] if bias is None else bias + self.steady[0]
+            loss, plain, hits = token_loss(x.flatten(0, -2), self.out.weight, bias, labels, facts["smoothing"])
+            return {"loss": loss, "plain": plain, "hits": hits}
         logits = self.out(x)
         return {"logits": logits + self.steady if hasattr(self, "steady") else logits}
 

@@ -63,17 +63,15 @@ class Program:
         self.registers, self.room = [], 0
 
     def run(self, ids, number, row, position, *, store=None, want=None, length=None, table=None, memory=None, source=None,
-            source_length=None, hidden=None):  # fmt: skip
+            source_length=None, count=None):  # fmt: skip
         """One pass. ids, number, row, position: int tensors, one entry a token (id int64, the others int32): what it is, its number
-        for positions, its row of the store and its place there. want: tokens whose outputs are wanted. Returns {name: tensor}, valid
-        until the next pass."""
+        for positions, its row of the store and its place there. want: tokens whose outputs are wanted. count: run so many steps
+        only. Returns {name: tensor}, valid until the next pass."""
         tokens = len(row)
         if tokens > self.room:
             self.room = max(tokens, min(2 * self.room, 4096))
             self.registers = [torch.empty(self.room, w) for w in self.widths]
             self.pointers = (ctypes.c_void_p * len(self.widths))(*(t.data_ptr() for t in self.registers))
-        if hidden is not None:
-            self.registers[0][:tokens] = hidden
         at = lambda t: None if t is None else t.data_ptr()
         wanted = tokens if want is None else len(want)
         made = library.Pass(
@@ -82,7 +80,7 @@ class Program:
             ctypes.addressof(self.pointers), ctypes.addressof(store.pointers) if store else None,
             ctypes.addressof(memory.pointers) if memory else None, int((store or memory).dtype is torch.bfloat16),
         )  # fmt: skip
-        self.team.run(self.steps, len(self.steps), made)
+        self.team.run(self.steps, count or len(self.steps), made)
         return {name: self.registers[r][: wanted if taken else tokens] for name, (r, taken) in self.out.items()}
 
 
@@ -288,6 +286,7 @@ class Lowered:
     reach: int  # positions that there are
     error: float  # relative root-mean-square error of the rounded weights
     nbytes: int  # of the packed weights
+    encoding: int  # steps of `read` until hidden states are there
 
     @property
     def config(self):
@@ -316,7 +315,7 @@ class Lowered:
         """(tokens, D) hidden states of an encoder for lists of ids, one after another, and the lengths of the texts."""
         ids, row, place, lengths = self.flat(texts)
         store = Store(self.read.shapes, len(texts), int(lengths.max()), torch.float32)
-        return self.read.run(ids, place, row, place, store=store, length=lengths)["hidden"], lengths
+        return self.read.run(ids, place, row, place, store=store, length=lengths, count=self.encoding)["hidden"], lengths
 
     def memory(self, rows, capacity):
         """Room for what cross-attention reads of `rows` sources."""
@@ -348,13 +347,13 @@ def lower(model, packing, reach, threads=None):
 def _lower(model, packing, reach, team):
     pair, cfg = hasattr(model, "encode"), model.config
     read = write = None
-    used = []
+    used, encoding = [], 0
     if pair or type(cfg).__name__ == "Encoder":
         w = _Writer(packing, reach)
         x = w.register("x", cfg.dim)
         w.embed(model.encoder_embed if pair else model.embed, x)
         w.stack(model.encoder if pair else model, x, causal=False)
-        memories = []
+        memories, encoding = [], len(w.steps)
         if pair:
             for layer, branch in enumerate(b for block in model.decoder.blocks for b in _attentions(block) if b.cross):
                 kv = w.register("memory", 2 * branch.kv_heads * branch.head_dim)
@@ -374,7 +373,7 @@ def _lower(model, packing, reach, team):
         used += w.packed
     count = sum(p.n * p.k for p in used)
     error = (sum(p.error**2 * p.n * p.k for p in used) / max(1, count)) ** 0.5
-    return Lowered(model, packing, read, write, reach, error, sum(p.nbytes for p in used))
+    return Lowered(model, packing, read, write, reach, error, sum(p.nbytes for p in used), encoding)
 
 
 def _attentions(module):

@@ -9,13 +9,11 @@ Dims: B rows, T tokens, N scored places, V vocabulary.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from ..core import read_pattern, tokens
 from ..data.batches import Batch, padded
+from ..models.loss import IGNORE
 from ..words import nearest
-
-IGNORE = -100
 
 
 @dataclass
@@ -27,32 +25,19 @@ class Loss:
     metrics: dict
 
 
-def token_loss(logits_NV, labels_N, smoothing=0.0):
-    """Summed cross-entropy of the labels that are not IGNORE, and the same without smoothing, detached."""
-    if not smoothing:
-        plain = F.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORE, reduction="sum")
-        return plain, plain.detach()
-    log = F.log_softmax(logits_NV.float(), -1)
-    plain = F.nll_loss(log, labels_N, ignore_index=IGNORE, reduction="sum")
-    even = -log.mean(-1)[labels_N != IGNORE].sum()
-    return (1 - smoothing) * plain + smoothing * even, plain.detach()
-
-
 class Tokens:
-    """Shared by objectives that predict tokens: scores `labels` by the model's logits."""
+    """Shared by objectives that predict tokens: the model scores `labels`."""
 
     joined = False  # does it put a pair into one row?
     extra = 0  # tokens that a row needs beyond the model's length
     smoothing = 0.0
 
     def loss(self, model, batch):
-        logits = model(**batch.inputs)["logits"]
-        value, plain = token_loss(logits.reshape(-1, logits.shape[-1]), batch.labels, self.smoothing)
-        metrics = {"loss": plain}
+        out = model(**batch.inputs, labels=batch.labels, smoothing=self.smoothing)
+        metrics = {"loss": out["plain"]}
         if not torch.is_grad_enabled():  # evaluation
-            hit = (logits.reshape(-1, logits.shape[-1]).argmax(-1) == batch.labels) & (batch.labels != IGNORE)
-            metrics["accuracy"] = hit.sum()
-        return Loss(value, batch.count, metrics)
+            metrics["accuracy"] = out["hits"]
+        return Loss(out["loss"], batch.count, metrics)
 
 
 def _packed(ids, documents, position):

@@ -7,7 +7,6 @@ of all passes and ranks, clip, step. Everything random is keyed by (seed, step),
 import contextlib
 import dataclasses
 import math
-import os
 import signal
 import threading
 import time
@@ -22,8 +21,12 @@ from ..checkpoints import files, runs
 from ..data import rng
 from ..data import tokenizer as tokenizers
 from ..evaluation.loss import evaluate
+from ..models import account
 from ..words import nearest
-from . import distributed, folder, optim, recipe
+from . import distributed, folder, machine, optim, recipe
+from .profile import NoProfile, Profile
+
+GRAPHS = 8  # that torch.compile may make of one piece of code
 
 
 class Diverged(RuntimeError):
@@ -43,11 +46,12 @@ class Run:
     key: str
     device: torch.device
     bf16: bool
+    arithmetic: str  # in words
 
 
 def threads(asked):
     """How many threads to compute with: what was asked, or all cores that this process may use."""
-    cores = len(os.sched_getaffinity(0))
+    cores = runtime.cores()
     if asked > cores:
         raise recipe.RecipeError(f"train.threads={asked}: this process may use {cores} cores")
     return asked or cores
@@ -62,15 +66,9 @@ def choose_device(asked):
     return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
 
 
-def fast_bf16():
-    """Does this machine multiply in bfloat16 faster than in float32?"""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def assemble(r, weights=None):
-    """Run of a recipe; weights: a checkpoint folder whose model and tokenizer are taken instead of fresh ones."""
+def assemble(r, weights=None, before=None):
+    """Run of a recipe; weights: a checkpoint folder whose model and tokenizer are taken instead of fresh ones; before: how float32
+    was multiplied when it was saved."""
     t, d = r.train, r.data
     runtime.keep_memory()
     torch.set_num_threads(max(1, threads(t.threads) // distributed.world()))
@@ -101,8 +99,26 @@ def assemble(r, weights=None):
         raise recipe.RecipeError(f"data.length={length} is more than the model's {cfg.length} positions (model.length)")
     extra = getattr(objective, "extra", 0)
     train, valid = data_of.rows_of(d, corpus, tokenizer, length=length, extra=extra, tokens=t.tokens, seed=t.seed, joined=objective.joined)
-    bf16 = t.precision == "bf16" or (t.precision == "auto" and fast_bf16())
-    return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16)
+    rows = t.tokens // length if isinstance(train, data_of.Pairs) else t.batch
+    fits(model, max(1, rows // distributed.world()), device, "tokens" if isinstance(train, data_of.Pairs) else "batch")
+    bf16, matmul, arithmetic = machine.settle(t.precision, model, rows * length, device.type, before)
+    torch.set_float32_matmul_precision(matmul)
+    return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16, arithmetic)
+
+
+def fits(model, rows, device, key):
+    """Raises where a step's memory cannot be had, saying how much it needs and what would fit."""
+    need, each = account.training_bytes(model), account.activation_bytes(model)
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else runtime.free_memory()
+    if free is not None and need + rows * each > free:
+        fit = int((free - need) // each)
+        length = model.config.length
+        asked, would = (rows * length, fit * length) if key == "tokens" else (rows, fit)
+        say = f"{key}={would} would fit" if fit > 0 else "not one row fits; take a smaller model or data.length"
+        raise recipe.RecipeError(
+            f"train.{key}={asked}: a step needs about {(need + rows * each) / 1e9:,.1f} GB ({need / 1e9:,.1f} for weights, gradients and moments, "
+            f"the rest for {rows:,} rows of {length} tokens) and {free / 1e9:,.1f} GB are free; {say}"
+        )
 
 
 def check_vocabulary(tokenizer, cfg, where):
@@ -141,21 +157,20 @@ def total_steps(run):
     return t.steps
 
 
-def train(r, where, *, resume=None, show=None, ready=lambda: None):
+def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False):
     """Trains a recipe in the run folder `where` and returns the final held-out metrics.
 
     resume: checkpoint folder to go on from. show: an object with begin, step, evaluated, sample, note and end (a live panel); see
-    cli.panel. ready: called once the run is put together and nothing can be refused any more. SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
+    cli.panel. profile: say where the time went. ready: called once the run is put together and nothing can be refused any more. SIGINT and SIGTERM end the run after the step in hand, with a checkpoint.
     """
     rank, world = distributed.rank(), distributed.world()
     show = show or Quiet()
-    run = assemble(r, resume)
+    state = {"step": 0, "seconds": 0.0, "tokens": 0, "environment": {}} if resume is None else files.read_json(resume / "state.json")
+    run = assemble(r, resume, state["environment"].get("matmul"))
     t, model, device = r.train, run.model, run.device
     optimizer = optim.make(model, t.optimizer, t.lr, t.weight_decay, (t.beta1, t.beta2), t.muon_lr)
     names = {p: n for n, p in model.named_parameters()}
-    state = {"step": 0, "seconds": 0.0, "tokens": 0}
     if resume is not None:
-        state = files.read_json(resume / "state.json")
         optimizer.load(files.read_tensors(resume / "optimizer.safetensors"), names)
         if state.get("data") != run.key:
             show.note("the texts are not those that the run began with: it goes on, but not bit for bit")
@@ -170,8 +185,9 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None):
     ready()
     metrics = folder.Metrics(where / "metrics.jsonl", state["step"] if resume else None) if rank == 0 else None
     wrapped = distributed.wrap(model)
-    forward = torch.compile(wrapped) if t.compile else wrapped
+    forward = compiled(wrapped, isinstance(run.train, data_of.Pairs)) if t.compile else wrapped
     autocast = lambda: torch.autocast(device.type, torch.bfloat16) if run.bf16 else contextlib.nullcontext()
+    timed = Profile(device) if profile else NoProfile()
     stop = _Stop()
     began, before, bad = time.monotonic(), state["seconds"], 0
     step, tokens, last_saved = state["step"], state["tokens"], state["step"]
@@ -225,28 +241,34 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None):
         while not (steps is not None and step >= steps) and not distributed.agree(t.seconds is not None and elapsed() >= t.seconds):
             if distributed.any(stop.asked):
                 break
-            batches = [b.to(device) for b in ahead.result()]
+            with timed("waiting for data"):
+                batches = [b.to(device) for b in ahead.result()]
             ahead = loader.submit(batches_of, run, step + 1, rank, world)
             done = max(step / steps if steps else 0.0, elapsed() / t.seconds if t.seconds else 0.0)
             scale = optim.factor(t.schedule, step, done, t.warmup)
             optimizer.scale(scale)
             count = distributed.total(sum(b.count for b in batches))
             total = torch.zeros((), device=device)
-            for i, batch in enumerate(batches):
-                torch.manual_seed(hash((t.seed, step, i, rank)) & 0xFFFFFFFF)  # dropout
-                with distributed.last(wrapped, i == len(batches) - 1), autocast():
-                    loss = run.objective.loss(forward, batch)
-                    (loss.value * (world / max(1, count))).backward()
-                total += loss.metrics["loss"]
-            mean = distributed.total(total.item()) / max(1, count)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip if t.clip else math.inf, foreach=True).item()
-            if math.isfinite(mean) and math.isfinite(norm):
-                optimizer.step()
-                bad = 0
-            else:  # every rank has the same mean and norm, so all skip together
-                bad += 1
-                show.note(f"step {step}: the loss or its gradient is not finite; the step is skipped ({bad} in a row)")
-            optimizer.zero_grad()
+            with timed.one(sum(b.tokens for b in batches)):
+                for i, batch in enumerate(batches):
+                    torch.manual_seed(hash((t.seed, step, i, rank)) & 0xFFFFFFFF)  # dropout
+                    with distributed.last(wrapped, i == len(batches) - 1):
+                        with timed("forward"), autocast():
+                            loss = run.objective.loss(forward, batch)
+                        with timed("backward"), autocast():
+                            (loss.value * (world / max(1, count))).backward()
+                    total += loss.metrics["loss"]
+                mean = distributed.total(total.item()) / max(1, count)
+                with timed("clipping"):
+                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip if t.clip else math.inf, foreach=True).item()
+                if math.isfinite(mean) and math.isfinite(norm):
+                    with timed("optimizer"):
+                        optimizer.step()
+                    bad = 0
+                else:  # every rank has the same mean and norm, so all skip together
+                    bad += 1
+                    show.note(f"step {step}: the loss or its gradient is not finite; the step is skipped ({bad} in a row)")
+                optimizer.zero_grad()
             step, tokens = step + 1, tokens + distributed.total(sum(b.tokens for b in batches))
             if rank == 0:
                 metrics.write(step=step, loss=mean, norm=norm, lr=t.lr * scale, tokens=tokens, seconds=round(elapsed(), 3))
@@ -269,7 +291,17 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None):
     if rank == 0:
         metrics.close()
     show.end(interrupted)
+    if profile and rank == 0:
+        kind = "bfloat16" if run.bf16 else torch.get_float32_matmul_precision().replace("highest", "float32")
+        show.report(timed.report(machine.peak(kind, device.type), kind))
     return None if interrupted else held
+
+
+def compiled(model, varied):
+    """The model through torch.compile with a bounded number of graphs. varied: batches differ in shape, so sizes are symbols from the
+    start; a pass that would need more graphs than GRAPHS runs uncompiled."""
+    torch._dynamo.config.recompile_limit = GRAPHS
+    return torch.compile(model, dynamic=True if varied else None)
 
 
 def _advice(where, r, last_saved):
@@ -282,7 +314,7 @@ def _advice(where, r, last_saved):
 def environment(t):
     """What bit-for-bit resuming depends on."""
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "world": distributed.world(),
-            "instructions": torch.backends.cpu.get_cpu_capability()}  # fmt: skip
+            "instructions": torch.backends.cpu.get_cpu_capability(), "matmul": torch.get_float32_matmul_precision()}  # fmt: skip
 
 
 def write_model(where, model, tokenizer):

@@ -18,7 +18,8 @@ PREFIXES = ("model", "data", "train")
 class Train:
     """objective: auto (what the architecture is made for), causal, masked or seq2seq. steps, epochs, seconds: whatever ends first.
     batch: rows a step (of text), or `tokens` a step (of pairs). accumulate: passes per step. lr, schedule, warmup (steps), optimizer
-    (adamw or muon), muon_lr, weight_decay, betas, clip. precision: auto, fp32 or bf16. compile: with torch.compile. threads: 0 takes
+    (adamw or muon), muon_lr, weight_decay, betas, clip. precision: exact (float32), fast
+    (float32 by the fastest accurate product), bf16, or auto (bf16 where the processor has it, else fast). compile: with torch.compile. threads: 0 takes
     all cores this process may use. eval_every, save_every, sample_every: steps; 0 leaves it to the clock. keep: checkpoints
     kept. prompt: what samples begin with. smoothing: of labels. mask_rate: share of masked tokens."""
 
@@ -159,7 +160,7 @@ def check(train):
     ):
         if not low <= getattr(train, key) < high:
             raise RecipeError(f"train.{key}={getattr(train, key)}: must be at least {low:g} and below {high:g}")
-    for key, allowed in (("precision", ("auto", "fp32", "bf16")), ("schedule", ("cosine", "inverse_sqrt", "constant", "linear"))):
+    for key, allowed in (("precision", ("auto", "exact", "fast", "bf16")), ("schedule", ("cosine", "inverse_sqrt", "constant", "linear"))):
         if getattr(train, key) not in allowed:
             raise RecipeError(
                 f"train.{key}={getattr(train, key)!r}: must be one of {', '.join(allowed)}.{nearest(getattr(train, key), allowed)}"
