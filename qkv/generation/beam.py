@@ -28,14 +28,17 @@ def _search(model, prompts, K, most, penalty, end, cached):
     finished = [[] for _ in range(B)]
     done = [False] * B
     for i in range(most):
-        logp = state.logits.float().log_softmax(-1).view(B, K, -1)
-        V = logp.shape[-1]
-        best, at = (scores[..., None] + logp).flatten(1).topk(min(2 * K, K * V))  # K of them do not end, whatever happens
+        logits = state.logits.float()
+        value, token_of = logits.topk(min(2 * K, logits.shape[-1]))  # the best of all are among the best of each beam
+        value = (scores[..., None] + (value - logits.logsumexp(-1, keepdim=True)).view(B, K, -1)).flatten(1)
+        best, at = value.topk(min(2 * K, value.shape[1]))  # K of them do not end, whatever happens
+        token_of = token_of.view(B, -1).gather(1, at).tolist()
+        wide = value.shape[1] // K
         rows, tokens, kept = [], [], []
         for b, (values, places) in enumerate(zip(best.tolist(), at.tolist())):
             going = []
             for rank, (value, place) in enumerate(zip(values, places)):
-                beam, token = divmod(place, V)
+                beam, token = place // wide, token_of[b][rank]
                 if token in end:
                     if rank < K and not done[b]:
                         ids = state.seen[b * K + beam, first:].tolist()

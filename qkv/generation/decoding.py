@@ -134,13 +134,13 @@ class LoweredDecoding:
 
     def __init__(self, low, prompts, *, prefixes=None, room=64, spread=1):
         written, self.most = begin(low.model, prompts, prefixes)
-        self.low, self.pair, B = low, low.read is not None, len(prompts)
+        self.low, B = low, len(prompts)
         lengths = torch.tensor([len(row) for row in written])
         self.store = low.store(B * spread, min(int(lengths.max()) + room, low.reach))
         self.past = lengths.int()  # tokens of each row
         self.row = torch.arange(0, B * spread, spread, dtype=torch.int32)
         self.table = self.memory = self.source = self.source_length = None
-        if self.pair:
+        if low.read is not None:
             self.memory, self.source_length = low.remember(prompts)
             self.source = torch.arange(B, dtype=torch.int32)
         self.seen = self.ids = padded(written, -1, "left")[0]
@@ -152,7 +152,14 @@ class LoweredDecoding:
         row, source = self.row[of], None if self.source is None else self.source[of]
         out = self.low.write.run(ids, place, row, place, store=self.store, want=want, table=self.table, memory=self.memory,
                                  source=source, source_length=self.source_length)  # fmt: skip
-        self.logits = never(self.low.config, self.pair, out["logits"])
+        self._logits, self._chosen = out["logits"], None
+
+    @property
+    def logits(self):
+        """(B, V); rows chosen by `select` are taken from it only where somebody looks."""
+        if self._chosen is not None:
+            self._logits, self._chosen = self._logits[self._chosen], None
+        return self._logits
 
     @property
     def length(self):
@@ -176,5 +183,5 @@ class LoweredDecoding:
         self.past, self.row = self.past[rows], torch.arange(len(rows), dtype=torch.int32)
         mine = torch.arange(self.store.capacity) >= self.past[:, None]
         self.table = torch.where(mine, self.row[:, None], table[rows]).contiguous()
-        self.seen, self.ids, self.logits = self.seen[rows], self.ids[rows], self.logits[rows]
+        self.seen, self.ids, self._chosen = self.seen[rows], self.ids[rows], rows if self._chosen is None else self._chosen[rows]
         self.source = None if self.source is None else self.source[rows]

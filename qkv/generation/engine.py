@@ -318,7 +318,7 @@ class Engine:
             done = row.held + len(new) - len(guessed) == len(row.tokens)
             asks.append((row, new, guessed, list(range(first + len(new) - len(guessed) - 1, first + len(new))) if done else []))
         wanted = [i for *_, places in asks for i in places]
-        logits = never(self.config, self.pair, self.back.run(entries, wanted)) if wanted else self.back.run(entries, wanted)
+        logits = self.back.run(entries, wanted)
         best = logits.argmax(-1).tolist() if wanted else []
         self.counts["passes"] += 1
         at = 0
@@ -436,4 +436,4 @@ class ModelRows:
             else:
                 logits = self.model(input_ids=ids, cache=cache)["logits"]
             out += [logits[0, i - a] for i in range(a, z) if i in wanted]
-        return torch.stack(out).float() if out else torch.empty(0, self.model.config.vocab)
+        return never(self.model.config, hasattr(self.model, "encode"), torch.stack(out).float()) if out else None

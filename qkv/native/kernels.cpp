@@ -100,11 +100,16 @@ inline vf vexp(vf x) {  // 2^n * a polynomial, within 2 units in the last place
   return p * (vf)((i + 127) << 23);
 }
 inline vf vtanh(vf x) { vf e = vexp(-2.f * (x < 0.f ? -x : x)); vf t = (1.f - e) / (1.f + e); return x < 0.f ? -t : t; }
-inline vf verf(vf x) {  // Abramowitz and Stegun 7.1.26, error below 1.5e-7
-  vf a = x < 0.f ? -x : x, t = 1.f / (1.f + 0.3275911f * a);
-  vf p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
-  vf e = 1.f - p * vexp(-a * a);
-  return x < 0.f ? -e : e;
+inline vf verf(vf x) {  // x P(x^2) / Q(x^2), fitted to 2e-8 of its value up to 3.9, where it is 1 in float32
+  x = x > 3.9f ? all(3.9f) : x;
+  x = x < -3.9f ? all(-3.9f) : x;
+  vf u = x * x, p = all(2.066480358e-06f), q = all(3.827007184e-05f);
+  p = p * u + 2.850617866e-04f; q = q * u + 1.157370303e-03f;
+  p = p * u + 3.738320919e-03f; q = q * u + 1.491422742e-02f;
+  p = p * u + 5.266800783e-02f; q = q * u + 1.138187116e-01f;
+  p = p * u + 1.896662173e-01f; q = q * u + 5.014200906e-01f;
+  p = p * u + 1.128379148f; q = q * u + 1.f;
+  return x * p / q;
 }
 enum Act { NONE, GELU, GELU_NEW, RELU, SILU, QUICK_GELU, TANH };
 inline vf activate(int act, vf x) {

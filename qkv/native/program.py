@@ -233,7 +233,8 @@ class _Writer:
                   offset=offset if table else 0)  # fmt: skip
         self.norm(e.norm, x, x)
 
-    def head(self, head, x):
+    def head(self, head, x, never=None):
+        """Scores of the vocabulary for the tokens that are wanted. never: an id that is never written."""
         if type(head) is not LanguageHead:
             raise CannotLower(f"the head {type(head).__name__}")
         width = self.widths[x]
@@ -247,6 +248,9 @@ class _Writer:
         bias = head.out.bias
         if hasattr(head, "steady"):
             bias = head.steady[0] if bias is None else bias + head.steady[0]
+        if never is not None:
+            bias = head.out.weight.new_zeros(head.out.out_features) if bias is None else bias.clone()
+            bias[never] = -torch.inf
         logits = self.register("logits", head.out.out_features)
         self.linear([head.out], taken, logits, scale=head.scale, bias=bias)
         return logits
@@ -368,7 +372,7 @@ def _lower(model, packing, reach, team):
         x = w.register("x", cfg.dim)
         w.embed(model.decoder_embed if pair else model.embed, x)
         w.stack(model.decoder if pair else model, x, causal=True)
-        logits = w.head(model.head, x)
+        logits = w.head(model.head, x, cfg.pad if pair and cfg.pad == cfg.start else None)
         write = w.done({"hidden": (x, False), "logits": (logits, True)}, team)
         used += w.packed
     count = sum(p.n * p.k for p in used)
