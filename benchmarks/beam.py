@@ -51,7 +51,10 @@ def main():
                 t = ctranslate2.Translator(ct2, device="cpu", compute_type=k, intra_threads=a.threads, inter_threads=1)
                 runners[f"CTranslate2 {k}"] = lambda t=t: len(
                     t.translate_batch(
-                        [[f"t{i}" for i in s] for s in sources], beam_size=a.beams, max_decoding_length=a.target, min_decoding_length=a.target
+                        [[f"t{i}" for i in s] for s in sources],
+                        beam_size=a.beams,
+                        max_decoding_length=a.target,
+                        min_decoding_length=a.target,
                     )
                 )
 
