@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import qkv
 from qkv import runtime
 from qkv.data import registry, text
-from qkv.training import optim
+from qkv.training import machine, optim
 
 T, BATCH = 64, 12
 MODERN = dict(position="rope", norm="rms", ffn="gated(silu, bias=False)", hidden=344, biases="")
@@ -99,6 +99,7 @@ def main():
     except ImportError:
         sys.exit("the rival needs transformers: pip install 'qkv[bench]'")
     torch.set_num_threads(a.threads)
+    a.bf16 = a.bf16 and machine.fast_bf16()
     runtime.keep_memory()
     train, valid = corpus()
     for seed in range(a.seeds):

@@ -110,6 +110,21 @@ def test_a_row_is_the_same_bit_for_bit_whatever_stands_beside_it(name, packing):
             assert torch.equal(out[0], whole[i])
 
 
+@pytest.mark.parametrize("width, unit", [(8, 4), (16, 2), (16, 4)])
+def test_the_layouts_of_other_processors_give_the_same(monkeypatch, width, unit):
+    """AVX-512 and VNNI differ from AVX2 in the width of a panel and in the bytes that one product takes; here in plain C++."""
+    texts_ = texts(5, None)
+    lowered = {p: native.lower(made("odd"), p, 64, 2) for p in native.PACKINGS}
+    want = {p: [x.clone() for x in written(low, texts_)] for p, low in lowered.items()}
+    other = native.library.load("-DQKV_PLAIN", f"-DQKV_WIDTH={width}", f"-DQKV_UNIT={unit}")
+    assert (other.qkv_width(), other.qkv_unit()) == (2 * width, unit)
+    monkeypatch.setattr(native.library, "load", lambda: other)
+    for packing in native.PACKINGS:
+        low = native.lower(made("odd"), packing, 64, 2)
+        for got, w in zip(written(low, texts_), want[packing]):  # int8 activations have 8 bits in one layout and 16 in the other
+            assert (got - w).square().mean().sqrt() < {"fp32": 1e-5, "bf16": 1e-3, "int8": 0.05, "int4": 1e-2}[packing] * w.square().mean().sqrt()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_sampling_and_beams_are_those_of_the_plain_path(name):
     model = made(name)

@@ -32,6 +32,7 @@ def run(words, verb):
     from ..evaluation.loss import evaluate
     from ..training import folder, recipe
     from .common import open_model
+    from .generate import quick
 
     model, tokenizer, where = open_model(what)
     cfg = model.config
@@ -89,7 +90,7 @@ def run(words, verb):
 
         print(f"bits a byte {held['loss'] / math.log(2) * len(shard) / max(1, shard.nbytes):.4f}")
     if rows is not None:
-        _answers(model, tokenizer, rows, given)
+        _answers(quick(model, "fp32", None), tokenizer, rows, given)
 
 
 def track(things, about):

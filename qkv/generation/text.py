@@ -7,7 +7,7 @@ from .sampling import Sampling, generate, steps
 
 def encode(model, tokenizer, prompt):
     """Ids of a prompt as the model, or the lowered one, was trained to read it."""
-    if hasattr(getattr(model, "model", model), "encode"):
+    if _pair(model):
         ids = tokenizer.encode(prompt)
         return [*ids, tokenizer.eos] if tokenizer.eos is not None else ids
     ids = tokenizer.prompt(prompt)
@@ -22,9 +22,10 @@ def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=(), guess=
     ahead (see engine.NGram); the answer is the same."""
     ids, told, text = [], 0, ""
     hold = max((len(s) for s in stop), default=0)
-    for token in _tokens(model, encode(model, tokenizer, prompt), sampling, most, guess):
+    before = encode(model, tokenizer, prompt)
+    for token in _tokens(model, before, sampling, most, guess):
         ids.append(token)
-        text = tokenizer.decode(ids)
+        text = said(model, tokenizer, before, ids)
         cut = min((i for s in stop if (i := text.find(s, max(0, told - hold))) >= 0), default=-1)
         if cut >= 0:
             yield text[told:cut]
@@ -34,6 +35,18 @@ def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=(), guess=
             yield text[told:safe]
             told = safe
     yield text[told:]
+
+
+def said(model, tokenizer, before, ids):
+    """The text of new ids as it goes on from what stands before: pieces that begin with a space keep it."""
+    if _pair(model) or not before:
+        return tokenizer.decode(ids)
+    head, whole = tokenizer.decode(before[-1:]), tokenizer.decode([before[-1], *ids])
+    return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(ids)
+
+
+def _pair(model):
+    return hasattr(getattr(model, "model", model), "encode")
 
 
 def _tokens(model, ids, sampling, most, guess):
@@ -57,8 +70,8 @@ def complete(model, tokenizer, prompts, sampling=None, *, most=200, beams=0, pen
     ids = [encode(model, tokenizer, p) for p in prompts]
     rows = beam_search(model, ids, beams, most=most, penalty=penalty)[0] if beams else generate(model, ids, sampling, most=most)
     out = []
-    for row in rows:
-        text = tokenizer.decode(row)
+    for before, row in zip(ids, rows):
+        text = said(model, tokenizer, before, row)
         cuts = [text.find(s) for s in stop if s in text]
         out.append(text[: min(cuts)] if cuts else text)
     return out

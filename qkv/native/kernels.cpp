@@ -20,14 +20,38 @@
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int W = 16;  // floats a vector
+// QKV_PLAIN leaves the processor's own instructions out, QKV_WIDTH and QKV_UNIT choose a layout: so one machine tests those of others.
+#if defined(QKV_PLAIN)
+#define HAS_VNNI512 0
+#define HAS_VNNI 0
+#define HAS_BW512 0
+#define HAS_AVX2 0
+#define HAS_AVX 0
 #else
-constexpr int W = 8;
+#define HAS_VNNI512 defined(__AVX512VNNI__)
+#define HAS_VNNI (defined(__AVXVNNI__) && !defined(__AVX512F__))
+#define HAS_BW512 defined(__AVX512BW__)
+#define HAS_AVX2 (defined(__AVX2__) && !defined(__AVX512F__))
+#define HAS_AVX defined(__AVX__)
 #endif
+#if !defined(QKV_WIDTH)
+#if defined(__AVX512F__)
+#define QKV_WIDTH 16
+#else
+#define QKV_WIDTH 8
+#endif
+#endif
+#if !defined(QKV_UNIT)
+#if HAS_VNNI512 || HAS_VNNI
+#define QKV_UNIT 4
+#else
+#define QKV_UNIT 2
+#endif
+#endif
+constexpr int W = QKV_WIDTH;  // floats a vector
 constexpr int R = 2 * W;        // outputs a panel
 constexpr int GROUP4 = 32;      // weights and activations that share a scale, int4 weights
-#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
+#if QKV_UNIT == 4
 constexpr int UNIT = 4;         // int8: products of four bytes at once; activations are int8
 constexpr int GROUP8 = 64;      // activations that share a scale
 using act8 = int8_t;
@@ -63,7 +87,7 @@ inline void put(float* p, float f) { *p = f; }
 inline void put(uint16_t* p, float f) { uint32_t u; memcpy(&u, &f, 4); *p = (u + 0x7fff + ((u >> 16) & 1)) >> 16; }
 
 inline void sum4(vf a, vf b, vf c, vf d, float* out) {  // the sums of four vectors
-#if defined(__AVX__)
+#if HAS_AVX
 #if defined(__AVX512F__)
   auto half = [](vf v) { return _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1)); };
 #else
@@ -160,19 +184,19 @@ inline void multiply(const float* x, int ldx, const T* w, int64_t panel, int K, 
 }
 
 // W outputs, UNIT products each: the activations q (four bytes, or two 16-bit numbers) with the weights
-#if defined(__AVX512VNNI__)
+#if HAS_VNNI512
 using widened = __m512i;
 inline widened widen(const int8_t* w) { return _mm512_loadu_si512(w); }
 inline vi dot8(vi acc, widened w, int q) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, w, _mm512_set1_epi32(q)); }
-#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+#elif HAS_VNNI
 using widened = __m256i;
 inline widened widen(const int8_t* w) { return _mm256_loadu_si256((const __m256i*)w); }
 inline vi dot8(vi acc, widened w, int q) { return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, w, _mm256_set1_epi32(q)); }
-#elif defined(__AVX512BW__)
+#elif HAS_BW512
 using widened = __m512i;
 inline widened widen(const int8_t* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w)); }
 inline vi dot8(vi acc, widened w, int q) { return acc + (vi)_mm512_madd_epi16(w, _mm512_set1_epi32(q)); }
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif HAS_AVX2
 using widened = __m256i;
 inline widened widen(const int8_t* w) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)); }
 inline vi dot8(vi acc, widened w, int q) { return acc + (vi)_mm256_madd_epi16(w, _mm256_set1_epi32(q)); }
@@ -180,8 +204,11 @@ inline vi dot8(vi acc, widened w, int q) { return acc + (vi)_mm256_madd_epi16(w,
 using widened = const int8_t*;
 inline widened widen(const int8_t* w) { return w; }
 inline vi dot8(vi acc, widened w, int q) {
-  int low = int16_t(q), high = q >> 16;
-  for (int i = 0; i < W; i++) acc[i] += w[2 * i] * low + w[2 * i + 1] * high;
+  if (UNIT == 4) {
+    for (int i = 0; i < W; i++) for (int c = 0; c < 4; c++) acc[i] += uint8_t(w[4 * i + c]) * int8_t(q >> 8 * c);
+  } else {
+    for (int i = 0; i < W; i++) acc[i] += w[2 * i] * int16_t(q) + w[2 * i + 1] * (q >> 16);
+  }
   return acc;
 }
 #endif
@@ -221,7 +248,7 @@ inline void multiply4(const int8_t* x, int ldx, const float* sx, const int32_t* 
     vf scale[2] = {load(sw + int64_t(g) * R), load(sw + int64_t(g) * R + W)};
     for (int j = 0; j < 2; j++) {
       vi s[MR];
-#if defined(__AVX512VNNI__)
+#if HAS_VNNI512
       for (int m = 0; m < MR; m++) s[m] = vi{};
 #pragma GCC unroll 1
       for (int u = 0; u < GROUP4 / 8; u++) {
@@ -234,7 +261,7 @@ inline void multiply4(const int8_t* x, int ldx, const float* sx, const int32_t* 
           s[m] = (vi)_mm512_dpbusd_epi32((__m512i)s[m], hi, _mm512_set1_epi32(q[1]));
         });
       }
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif HAS_AVX2
       __m256i h[MR];
       each<MR>([&](auto m) INLINE { h[m] = _mm256_setzero_si256(); });
 #pragma GCC unroll 1

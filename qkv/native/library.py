@@ -39,16 +39,18 @@ class NoLibrary(RuntimeError):
 
 
 @functools.cache
-def load():
-    """The library. Raises NoLibrary where QKV_NATIVE=0, there is no C++ compiler, or it fails."""
+def load(*defines):
+    """The library. defines: options for the compiler, as the tests use them for the layouts of other processors. Raises NoLibrary
+    where QKV_NATIVE=0, there is no C++ compiler, or it fails."""
     if os.environ.get("QKV_NATIVE") == "0":
         raise NoLibrary("QKV_NATIVE=0")
     compiler = os.environ.get("CXX") or next((c for c in ("g++", "c++", "clang++") if shutil.which(c)), None)
     if compiler is None or not shutil.which(compiler.split()[0]):
         raise NoLibrary(f"there is no C++ compiler ({compiler or 'g++, c++, clang++'})")
-    path = _folder() / f"kernels-{_key(compiler)}.so"
+    flags = [*FLAGS, *defines]
+    path = _folder() / f"kernels-{_key(compiler, flags)}.so"
     if not path.exists():
-        _build(compiler, path)
+        _build(compiler, flags, path)
     try:
         lib = ctypes.CDLL(str(path))
     except OSError as e:
@@ -75,22 +77,22 @@ def _folder():
     return Path(os.environ.get("QKV_CACHE") or Path.home() / ".cache" / "qkv") / "native"
 
 
-def _key(compiler):
+def _key(compiler, flags):
     """What the compiled file depends on: source, compiler, flags and this processor's instructions."""
     version = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True).stdout
     try:
         cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features"))), "")
     except OSError:
         cpu = ""
-    return hashlib.sha256("\n".join([SOURCE.read_text(), version, cpu, *FLAGS]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([SOURCE.read_text(), version, cpu, *flags]).encode()).hexdigest()[:16]
 
 
-def _build(compiler, path):
+def _build(compiler, flags, path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
             made = Path(aside) / path.name
-            done = subprocess.run([*compiler.split(), *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True)
+            done = subprocess.run([*compiler.split(), *flags, str(SOURCE), "-o", str(made)], capture_output=True, text=True)
             if done.returncode:
                 raise NoLibrary(f"{compiler} failed: {next(iter(done.stderr.strip().splitlines()), '')[:300]}")
             os.replace(made, path)  # whole or not at all: two processes may build at once
