@@ -46,7 +46,7 @@ class Embedder:
         self.low, self.cut = None, 0
         if next(model.parameters()).device.type == "cpu":
             try:
-                self.low = lower(model, precision, self.length, threads)
+                self.low = lower(model, precision, self.length, threads, short=precision == "int8")
             except (CannotLower, NoLibrary) as e:
                 if precision != "fp32":
                     raise ValueError(f"precision={precision} needs the compiled kernels, and they cannot be used here: {e}") from None

@@ -122,7 +122,18 @@ def test_the_layouts_of_other_processors_give_the_same(monkeypatch, width, unit)
     for packing in native.PACKINGS:
         low = native.lower(made("odd"), packing, 64, 2)
         for got, w in zip(written(low, texts_), want[packing]):  # int8 activations have 8 bits in one layout and 16 in the other
-            assert (got - w).square().mean().sqrt() < {"fp32": 1e-5, "bf16": 1e-3, "int8": 0.05, "int4": 1e-2}[packing] * w.square().mean().sqrt()
+            assert (got - w).square().mean().sqrt() < {"fp32": 1e-5, "bf16": 1e-3, "int8": 0.05, "int4": 1e-2}[
+                packing
+            ] * w.square().mean().sqrt()
+
+
+def test_short_activations_cost_little():
+    model, texts_ = made("gpt"), texts(5, None)
+    exact, usual, short = (
+        written(native.lower(model, p, 64, 2, short=s), texts_) for p, s in (("fp32", False), ("int8", False), ("int8", True))
+    )
+    off = lambda a: (sum((x - y).square().sum() for x, y in zip(a, exact)) / sum(y.square().sum() for y in exact)).sqrt()
+    assert off(usual) < 0.02 and off(short) < 0.04
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -28,11 +28,31 @@ namespace {
 #define HAS_AVX2 0
 #define HAS_AVX 0
 #else
-#define HAS_VNNI512 defined(__AVX512VNNI__)
-#define HAS_VNNI (defined(__AVXVNNI__) && !defined(__AVX512F__))
-#define HAS_BW512 defined(__AVX512BW__)
-#define HAS_AVX2 (defined(__AVX2__) && !defined(__AVX512F__))
-#define HAS_AVX defined(__AVX__)
+#if defined(__AVX512VNNI__)
+#define HAS_VNNI512 1
+#else
+#define HAS_VNNI512 0
+#endif
+#if defined(__AVXVNNI__) && !defined(__AVX512F__)
+#define HAS_VNNI 1
+#else
+#define HAS_VNNI 0
+#endif
+#if defined(__AVX512BW__)
+#define HAS_BW512 1
+#else
+#define HAS_BW512 0
+#endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define HAS_AVX2 1
+#else
+#define HAS_AVX2 0
+#endif
+#if defined(__AVX__)
+#define HAS_AVX 1
+#else
+#define HAS_AVX 0
+#endif
 #endif
 #if !defined(QKV_WIDTH)
 #if defined(__AVX512F__)
@@ -55,7 +75,7 @@ constexpr int GROUP4 = 32;      // weights and activations that share a scale, i
 constexpr int UNIT = 4;         // int8: products of four bytes at once; activations are int8
 constexpr int GROUP8 = 64;      // activations that share a scale
 using act8 = int8_t;
-constexpr float TOP8 = 127.f;
+constexpr float TOP8 = HAS_AVX2 && !HAS_VNNI ? 64.f : 127.f;  // AVX2 adds two products in 16 bits: 255 * 64 * 2 fits
 #else
 constexpr int UNIT = 2;         // int8: products of two 16-bit numbers; activations are int16
 constexpr int GROUP8 = 256;
@@ -192,7 +212,13 @@ inline vi dot8(vi acc, widened w, int q) { return (vi)_mm512_dpbusd_epi32((__m51
 using widened = __m256i;
 inline widened widen(const int8_t* w) { return _mm256_loadu_si256((const __m256i*)w); }
 inline vi dot8(vi acc, widened w, int q) { return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, w, _mm256_set1_epi32(q)); }
-#elif HAS_BW512
+#elif HAS_AVX2 && QKV_UNIT == 4
+using widened = __m256i;
+inline widened widen(const int8_t* w) { return _mm256_loadu_si256((const __m256i*)w); }
+inline vi dot8(vi acc, widened w, int q) {
+  return acc + (vi)_mm256_madd_epi16(_mm256_maddubs_epi16(w, _mm256_set1_epi32(q)), _mm256_set1_epi16(1));
+}
+#elif HAS_BW512 && QKV_UNIT == 2
 using widened = __m512i;
 inline widened widen(const int8_t* w) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w)); }
 inline vi dot8(vi acc, widened w, int q) { return acc + (vi)_mm512_madd_epi16(w, _mm512_set1_epi32(q)); }

@@ -87,8 +87,8 @@ class Program:
 class _Writer:
     """Collects the steps of a program, its registers and everything whose memory they point to."""
 
-    def __init__(self, packing, reach):
-        self.packing, self.reach = packing, reach
+    def __init__(self, packing, reach, lib):
+        self.packing, self.reach, self.lib = packing, reach, lib
         self.steps, self.widths, self.names, self.kept, self.packed = [], [], {}, [], []
         self.shapes, self.memory_shapes, self.tables = [], [], {}
 
@@ -116,7 +116,7 @@ class _Writer:
                 raise CannotLower(f"{type(m).__name__} in place of a linear layer, or a hook on it")
         if bias is None and any(m.bias is not None for m in layers):
             bias = torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in layers])
-        packed = pack(torch.cat([m.weight for m in layers]) if len(layers) > 1 else layers[0].weight, bias, self.packing)
+        packed = pack(torch.cat([m.weight for m in layers]) if len(layers) > 1 else layers[0].weight, bias, self.packing, self.lib)
         self.kept.append(packed)
         self.packed.append(packed)
         at = lambda t: None if t is None else t.data_ptr()
@@ -336,24 +336,25 @@ class Lowered:
         return memory, lengths
 
 
-def lower(model, packing, reach, threads=None):
+def lower(model, packing, reach, threads=None, short=False):
     """Lowered programs of a model. packing: fp32, bf16, int8 or int4. reach: the highest position that will be asked for, plus one.
+    short: round activations to 7 or 8 bits with int8 weights even where 16 are to be had (dynamic int8: faster in tall products).
 
     Raises CannotLower naming the part that the kernels do not know, and NoLibrary where they cannot be built.
     """
-    library.load()
+    lib = library.short() if short else library.load()
     if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         raise CannotLower("a hook on a module")
     with torch.no_grad():
-        return _lower(model, packing, reach, library.Team(threads or torch.get_num_threads()))
+        return _lower(model, packing, reach, lib, library.Team(threads or torch.get_num_threads(), lib))
 
 
-def _lower(model, packing, reach, team):
+def _lower(model, packing, reach, lib, team):
     pair, cfg = hasattr(model, "encode"), model.config
     read = write = None
     used, encoding = [], 0
     if pair or type(cfg).__name__ == "Encoder":
-        w = _Writer(packing, reach)
+        w = _Writer(packing, reach, lib)
         x = w.register("x", cfg.dim)
         w.embed(model.encoder_embed if pair else model.embed, x)
         w.stack(model.encoder if pair else model, x, causal=False)
@@ -368,7 +369,7 @@ def _lower(model, packing, reach, team):
         read.memory_shapes = memories
         used += w.packed
     if pair or type(cfg).__name__ == "Decoder":
-        w = _Writer(packing, reach)
+        w = _Writer(packing, reach, lib)
         x = w.register("x", cfg.dim)
         w.embed(model.decoder_embed if pair else model.embed, x)
         w.stack(model.decoder if pair else model, x, causal=True)

@@ -53,11 +53,11 @@ class Packed:
     nbytes: int
 
 
-def pack(w_NK, bias_N, packing):
-    """Packed weights. Raises ValueError for a packing that does not exist."""
+def pack(w_NK, bias_N, packing, lib=None):
+    """Packed weights for a library (the usual one). Raises ValueError for a packing that does not exist."""
     if packing not in PACKINGS:
         raise ValueError(f"precision={packing!r} is not one of {', '.join(PACKINGS)}")
-    lib = library.load()
+    lib = lib or library.load()
     R, unit = lib.qkv_width(), lib.qkv_unit()
     N, K = w_NK.shape
     q, scale, near = rounded(w_NK, packing)
