@@ -23,8 +23,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format qkv tests benchmarks
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/train.py
-	$(BIN)/python benchmarks/time_to_loss.py
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[bench]' '$(TORCH)'
+	for b in train decode encode beam time_to_loss; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
