@@ -42,6 +42,7 @@ def main():
         ours = qkv.load(f"{folder}/m")
         ct2 = marian(theirs, f"{folder}/m-ct2", V)
         lowered = {k: native.lower(ours, k, 512, a.threads) for k in ("fp32", "bf16", "int8")}
+        lowered["int8, short activations"] = native.lower(ours, "int8", 512, a.threads, short=True)  # rounded as CTranslate2's are
         for batch in map(int, a.batch.split(",")):
             sources = torch.randint(2, V - 1, (batch, a.source)).tolist()
             runners = {
@@ -69,6 +70,7 @@ def main():
             medians = race(runners, a.rounds, "sentences/s")
             ratio(medians, "qkv fp32", "CTranslate2 float32", "transformers fp32")
             ratio(medians, "qkv int8", "CTranslate2 int8")
+            ratio(medians, "qkv int8, short activations", "CTranslate2 int8")
             ratio(medians, "qkv bf16", "CTranslate2 int8")
 
 

@@ -35,7 +35,7 @@ def test_help_answers_without_torch():
     out = subprocess.run([sys.executable, "-X", "importtime", "-m", "qkv", "--help"], capture_output=True, text=True, timeout=60)
     assert out.returncode == 0 and "usage: qkv VERB WHAT" in out.stdout and time.perf_counter() - start < 30
     assert " torch" not in out.stderr and "rich" not in out.stderr
-    for verb in ("train", "show", "ls", "generate", "chat", "eval", "convert"):
+    for verb in ("train", "show", "ls", "generate", "chat", "eval", "convert", "embed", "bench"):
         out = subprocess.run([sys.executable, "-X", "importtime", "-m", "qkv", verb, "--help"], capture_output=True, text=True, timeout=60)
         assert out.returncode == 0 and f"qkv {verb}" in out.stdout and " torch" not in out.stderr
 
@@ -55,6 +55,33 @@ def test_train_generate_eval_convert(source, tmp_path, capsys):
     (tmp_path / "out/mine.txt").write_text("keep me")
     assert qkv("convert", "last", tmp_path / "out", "--force") == 0 and (tmp_path / "out/mine.txt").read_text() == "keep me"
     assert qkv("ls", "runs") == 0 and "gpt-nano" in capsys.readouterr().out and folder.runs() == [run]
+
+
+def test_precisions_guesses_and_profile_from_the_command_line(source, capsys):
+    trained(source, "--profile", "--quiet", "steps=9")
+    out = capsys.readouterr().out
+    assert "where the time went (4 steps" in out and "(MFU)" in out
+    answers = []
+    for words in ((), ("guess=3",), ("precision=int8",)):
+        assert qkv("generate", "last", "line 3", "tokens=8", "temperature=0", *words) == 0
+        captured = capsys.readouterr()
+        answers.append(captured.out)
+    assert answers[0] == answers[1] and "weights in int8" in captured.err and "rounded by" in captured.err
+
+
+def test_embed_from_the_command_line(source, tmp_path, capsys):
+    import numpy as np
+
+    assert qkv("train", "bert-nano", f"data={source}", "steps=2", "vocab=200", "hidden=64", *SMALL) == 0
+    capsys.readouterr()
+    assert qkv("embed", "last", "line 3", "line 4", "square") == 0
+    assert "cosine" in capsys.readouterr().out
+    (tmp_path / "s.txt").write_text("line 3\n\nthe square of 9 " + "9 " * 40 + "\n")
+    assert qkv("embed", "last", tmp_path / "s.txt", f"out={tmp_path / 'v.npy'}", "precision=int8", "pool=cls", "normalize=true") == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 texts have more than 16 tokens" in out and "2 vectors of 32 numbers" in out
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (2, 32) and np.allclose((vectors**2).sum(1), 1, atol=1e-5)
 
 
 def test_pairs_from_the_command_line(capsys):
@@ -127,6 +154,14 @@ BAD = {
     "top_k=True: must be a whole number": ("generate", "RUN", "hi", "top_k=true"),
     "the prompt has 30 tokens and the model's context is 16; shorten it by 14": ("generate", "RUN", "x" * 30),
     "length=-1: must be a whole number": ("eval", "RUN", "length=-1"),
+    "precision='fp8' is not one of fp32, bf16, int8, int4": ("generate", "RUN", "hi", "precision=fp8"),
+    "threads=999: this process may use 1 to": ("generate", "RUN", "hi", "threads=999"),
+    "guess='x': must be a whole number": ("generate", "RUN", "hi", "guess=x"),
+    "train.precision='fp8': must be one of auto, exact, fast, bf16": ("train", "gpt-nano", "precision=fp8"),
+    "a step needs about": ("train", "gpt2-xl", "batch=100000", "data=pydoc"),
+    "a decoder reads only backwards": ("embed", "RUN", "hi", "ho"),
+    "name an encoder and texts": ("embed", "RUN"),
+    "threads=0: this process may use": ("bench", "threads=0"),
 }
 
 

@@ -197,6 +197,15 @@ def test_steps_leave_the_model_as_it_was():
     assert model.training
 
 
+def test_a_continuation_keeps_the_space_that_it_begins_with():
+    from qkv.generation.text import said
+
+    tok = tokenizers.train("unigram", ["once upon a time there was a dog " * 30], 60)
+    model, before, after = decoder(), tok.encode("once"), tok.encode("upon a time")
+    assert tok.decode(after) == "upon a time" and said(model, tok, before, after) == " upon a time"
+    assert said(model, tok, [], after) == said(pair(), tok, before, after) == "upon a time"
+
+
 def test_decoding_allocates_its_cache_once():
     model = decoder()
     state = Decoding(model, [[3, 4]], room=10)

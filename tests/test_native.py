@@ -312,6 +312,7 @@ def test_what_cannot_be_is_refused_with_what_would(monkeypatch):
         ({"threads": 1000}, "threads=1000: this process may use 1 to"),
         ({"rows": 0}, "rows=0: must be a whole number of at least 1"),
         ({"queue": "x"}, "queue='x': must be a whole number"),
+        ({"capacity": 65}, "capacity=65: the model's context is 64 tokens"),
     ):
         with pytest.raises(ValueError, match=why):
             Engine(model, **options)

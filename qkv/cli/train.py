@@ -143,8 +143,8 @@ def prepare(what, words):
             raise recipe.RecipeError(
                 f"{where} goes on as it began; {', '.join(fixed)} cannot change. Start a new run instead: qkv train PRESET ..."
             )
-    elif path is None and not str(over["data"].get("source", "task:")).startswith("task:"):
-        raw["data"].pop("tokenizer", None)  # characters are for generated tasks
+    elif path is None and not str(over["data"].get("source", "task:")).startswith("task:") and raw["data"].get("tokenizer") == "char":
+        del raw["data"]["tokenizer"]  # characters are for generated tasks
     r = recipe.resolve({s: raw[s] | over[s] for s in raw}, name)
     if where is None:
         models.preset(r.model["preset"], **{k: v for k, v in r.model.items() if k != "preset"})  # refused now, not in every rank

@@ -141,7 +141,7 @@ def _common(a, b):
 
 
 class Engine:
-    """Answers requests on one model.
+    """Answers requests on one model. One engine a lowered model: its programs run one pass at a time.
 
     model: a model, or a lowered one. rows: requests at once. capacity: tokens a request may have with its prompt (the model's
     context by default, at most 2,048 unless asked for). precision: fp32, bf16, int8 or int4, of the weights. queue: requests that
@@ -367,7 +367,9 @@ def backend(model, rows, capacity, precision, threads=None):
     if threads is not None and not 1 <= threads <= cores():
         raise ValueError(f"threads={threads}: this process may use 1 to {cores()}")
     _, most = begin(getattr(model, "model", model), [[0]])
-    capacity = min(capacity or min(model.config.length, 2048), most or capacity or 2048) if capacity is None or most else capacity
+    if capacity is not None and most is not None and capacity > most:
+        raise ValueError(f"capacity={capacity}: the model's context is {most} tokens")
+    capacity = capacity or min(model.config.length, 2048)
     if isinstance(model, Lowered):
         return LoweredRows(model, rows, min(capacity, model.reach))
     if next(model.parameters()).device.type == "cpu":
