@@ -148,6 +148,25 @@ def test_greedy_sampling_and_beams_are_those_of_the_plain_path(name):
     torch.testing.assert_close(torch.tensor(ours[1]), torch.tensor(theirs[1]), rtol=1e-5, atol=1e-5)
 
 
+def test_nothing_out_of_bounds_reaches_the_kernels():
+    low, i32 = native.lower(made("llama"), "fp32", 20), lambda *x: torch.tensor(x, dtype=torch.int32)
+    store = low.store(2, 10)
+    for ids, number, row, place, why in (
+        ([61], 0, 0, 0, "token id 61 is outside the vocabulary of 61"),
+        ([-1], 0, 0, 0, "token id -1"),
+        ([3], 20, 0, 0, "position 20 is outside the positions that the model was lowered for of 20"),
+        ([3], 0, 2, 0, "row 2 is outside the cache's rows of 2"),
+        ([3], 0, 0, 10, "place 10 is outside the cache of 10"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            low.write.run(torch.tensor(ids), i32(number), i32(row), i32(place), store=store)
+    with pytest.raises(ValueError, match="the prompt has 21 tokens and the model was lowered for 20"):
+        generate(low, [[3] * 21])
+    assert len(generate(low, [[3] * 15], most=20, end=-1)[0]) == 6, "what there is room for, and one more"
+    with pytest.raises(ValueError, match="a text has 30 tokens and the model's context is 20"):
+        generate(native.lower(made("t5"), "fp32", 20), [[3] * 30])
+
+
 def test_beams_copy_no_keys(monkeypatch):
     low = native.lower(made("gpt"), "fp32", 64)
     monkeypatch.setattr(native.Store, "copy", lambda *a: pytest.fail("copied"))

@@ -51,6 +51,7 @@ def run(words, verb):
     import torch
 
     from ..generation import Sampling, complete, stream
+    from ..generation.text import encode
     from .common import open_model
 
     model, tokenizer, _ = open_model(what)
@@ -60,7 +61,8 @@ def run(words, verb):
         raise ValueError(f"{what} has output={model.config.output}; writing needs output=lm")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     pair = hasattr(model, "encode")
-    model = quick(model, precision, threads)
+    longest = max((len(encode(model, tokenizer, p)) for p in prompts), default=0)
+    model = quick(model, precision, threads, longest + most)
     sampling = Sampling(**({"temperature": 0.0 if pair else 0.8} | given))
     if verb == "chat":
         return chat(lambda p: stream(model, tokenizer, p, sampling, most=most, stop=stop, guess=guess), pair)
@@ -77,11 +79,13 @@ def run(words, verb):
     return 0
 
 
-def quick(model, precision, threads):
-    """The model as the compiled kernels take it, or, in fp32 where they cannot, the model itself."""
+def quick(model, precision, threads, need=0):
+    """The model as the compiled kernels take it, or, in fp32 where they cannot, the model itself. need: positions, where they are not
+    a table's."""
     import torch
 
     from .. import native, runtime
+    from ..generation.decoding import begin
 
     if threads is not None:
         if not 1 <= threads <= runtime.cores():
@@ -93,7 +97,7 @@ def quick(model, precision, threads):
     try:
         if on_gpu:
             raise native.CannotLower("the model is on a GPU")
-        low = native.lower(model, precision, model.config.length)
+        low = native.lower(model, precision, begin(model, [[0]])[1] or max(model.config.length, 4096, need))
     except (native.CannotLower, native.NoLibrary) as e:
         if precision != "fp32":
             raise ValueError(f"precision={precision} needs the compiled kernels, and they cannot be used here: {e}") from None

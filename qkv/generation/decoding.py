@@ -136,6 +136,10 @@ class LoweredDecoding:
         written, self.most = begin(low.model, prompts, prefixes)
         self.low, B = low, len(prompts)
         lengths = torch.tensor([len(row) for row in written])
+        if int(lengths.max()) > low.reach:
+            raise ValueError(
+                f"the prompt has {int(lengths.max())} tokens and the model was lowered for {low.reach}; lower it with a longer reach"
+            )
         self.store = low.store(B * spread, min(int(lengths.max()) + room, low.reach))
         self.past = lengths.int()  # tokens of each row
         self.row = torch.arange(0, B * spread, spread, dtype=torch.int32)

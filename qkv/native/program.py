@@ -57,7 +57,8 @@ class Store:
 class Program:
     """Steps over rows of tokens. `run` fills the registers; `out` names those that are read afterwards."""
 
-    def __init__(self, steps, widths, out, kept, shapes, memories, team):
+    def __init__(self, steps, widths, out, kept, shapes, memories, team, vocab, reach):
+        self.vocab, self.reach = vocab, reach
         self.steps, self.widths, self.out, self.kept = (library.Step * len(steps))(*steps), widths, out, kept
         self.shapes, self.memory_shapes, self.team = shapes, memories, team
         self.registers, self.room = [], 0
@@ -66,8 +67,14 @@ class Program:
             source_length=None, count=None):  # fmt: skip
         """One pass. ids, number, row, position: int tensors, one entry a token (id int64, the others int32): what it is, its number
         for positions, its row of the store and its place there. want: tokens whose outputs are wanted. count: run so many steps
-        only. Returns {name: tensor}, valid until the next pass."""
+        only. Returns {name: tensor}, valid until the next pass. Raises ValueError for a token, position or row that there is none of.
+        """
         tokens = len(row)
+        _within("token id", ids, self.vocab, "the vocabulary")
+        _within("position", number, self.reach, "the positions that the model was lowered for")
+        if store is not None:
+            _within("place", position, store.capacity, "the cache")
+            _within("row", row, store.rows, "the cache's rows")
         if tokens > self.room:
             self.room = max(tokens, min(2 * self.room, 4096))
             self.registers = [torch.empty(self.room, w) for w in self.widths]
@@ -82,6 +89,13 @@ class Program:
         )  # fmt: skip
         self.team.run(self.steps, count or len(self.steps), made)
         return {name: self.registers[r][: wanted if taken else tokens] for name, (r, taken) in self.out.items()}
+
+
+def _within(what, values, most, where):
+    """The kernels do not look: what is out of bounds must not reach them."""
+    low, high = (int(x) for x in values.aminmax())
+    if low < 0 or high >= most:
+        raise ValueError(f"{what} {low if low < 0 else high} is outside {where} of {most} (0 to {most - 1})")
 
 
 class _Writer:
@@ -229,6 +243,9 @@ class _Writer:
         if e.position is not None:
             table, offset = self.keep(e.position.weight), e.position.offset
         types = None if e.types is None else self.keep(e.types.weight[0])
+        self.vocab = e.token.num_embeddings
+        if e.position is not None:
+            self.reach = min(self.reach, e.position.length)
         self.step(EMBED, x, x, n=self.widths[x], scale=e.scale, w=self.keep(e.token.weight), b=types, t=table,
                   offset=offset if table else 0)  # fmt: skip
         self.norm(e.norm, x, x)
@@ -256,7 +273,7 @@ class _Writer:
         return logits
 
     def done(self, out, team):
-        return Program(self.steps, self.widths, out, self.kept, self.shapes, self.memory_shapes, team)
+        return Program(self.steps, self.widths, out, self.kept, self.shapes, self.memory_shapes, team, self.vocab, self.reach)
 
 
 def _pattern(pattern):
