@@ -84,7 +84,8 @@ def test_rounded_weights_give_what_the_plain_forward_gives_with_them(name, packi
     with torch.no_grad():
         for text, got in zip(rows, written(low, rows)):
             want, exact = (m(input_ids=torch.tensor([text]))["logits"][0] for m in (near, model))
-            bound = {"fp32": 1e-5, "bf16": 0.01, "int8": 0.01, "int4": 0.08}[packing]
+            short = native.library.load().qkv_unit() == 4  # a processor whose int8 products take activations of 8 bits
+            bound = {"fp32": 1e-5, "bf16": 0.01, "int8": 0.08 if short else 0.01, "int4": 0.08}[packing]
             assert rms(got - want) < bound * rms(want)
             assert packing == "fp32" or rms(want - exact) > 1e-4 * rms(exact)
 
@@ -133,7 +134,7 @@ def test_short_activations_cost_little():
         written(native.lower(model, p, 64, 2, short=s), texts_) for p, s in (("fp32", False), ("int8", False), ("int8", True))
     )
     off = lambda a: (sum((x - y).square().sum() for x, y in zip(a, exact)) / sum(y.square().sum() for y in exact)).sqrt()
-    assert off(usual) < 0.02 and off(short) < 0.04
+    assert off(usual) < (0.02 if native.library.load().qkv_unit() == 2 else 0.04) and off(short) < 0.04
 
 
 @pytest.mark.parametrize("name", MODELS)
