@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from .data.batches import padded
-from .native import CannotLower, NoLibrary, lower
-from .runtime import cores
+from .native import lower_if
 
 POOLS = ("mean", "cls")
 TOKENS = 1024  # in one pass: their activations stay in the caches
@@ -32,8 +31,6 @@ class Embedder:
             raise ValueError("a decoder reads only backwards; embeddings need an encoder, or an encoder-decoder")
         if pool not in POOLS:
             raise ValueError(f"pool={pool!r} is not one of {', '.join(POOLS)}")
-        if threads is not None and not 1 <= threads <= cores():
-            raise ValueError(f"threads={threads}: this process may use 1 to {cores()}")
         self.model, self.tokenizer, self.pool, self.normalize = model.eval(), tokenizer, pool, normalize
         self.length = min(length or model.config.length, model.config.length)
         self.before, self.after = [], []  # special tokens around a text
@@ -43,15 +40,7 @@ class Embedder:
             self.after = [tokenizer.eos]
         if self.length <= len(self.before) + len(self.after):
             raise ValueError(f"length={length}: there must be room for a token beside the special ones")
-        self.low, self.cut = None, 0
-        if next(model.parameters()).device.type == "cpu":
-            try:
-                self.low = lower(model, precision, self.length, threads, short=precision == "int8")
-            except (CannotLower, NoLibrary) as e:
-                if precision != "fp32":
-                    raise ValueError(f"precision={precision} needs the compiled kernels, and they cannot be used here: {e}") from None
-        elif precision != "fp32":
-            raise ValueError(f"precision={precision} is for a CPU; on a GPU load the model with that dtype")
+        self.low, self.cut = lower_if(model, precision, self.length, threads, short=precision == "int8"), 0
 
     def ids(self, texts):
         """Token ids of each text, cut to `length`; `cut` counts those that were longer."""

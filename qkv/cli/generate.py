@@ -84,23 +84,13 @@ def quick(model, precision, threads, need=0):
     a table's."""
     import torch
 
-    from .. import native, runtime
+    from .. import native
     from ..generation.decoding import begin
 
+    low = native.lower_if(model, precision, begin(model, [[0]])[1] or max(model.config.length, 4096, need), threads)
     if threads is not None:
-        if not 1 <= threads <= runtime.cores():
-            raise ValueError(f"threads={threads}: this process may use 1 to {runtime.cores()}")
         torch.set_num_threads(threads)
-    if precision not in native.PACKINGS:
-        raise ValueError(f"precision={precision!r} is not one of {', '.join(native.PACKINGS)}")
-    on_gpu = next(model.parameters()).device.type != "cpu"
-    try:
-        if on_gpu:
-            raise native.CannotLower("the model is on a GPU")
-        low = native.lower(model, precision, begin(model, [[0]])[1] or max(model.config.length, 4096, need))
-    except (native.CannotLower, native.NoLibrary) as e:
-        if precision != "fp32":
-            raise ValueError(f"precision={precision} needs the compiled kernels, and they cannot be used here: {e}") from None
+    if low is None:
         return model
     if low.error:
         print(

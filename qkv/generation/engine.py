@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..core import Cache
-from ..native import CannotLower, Lowered, NoLibrary, lower
-from ..runtime import cores
+from ..native import Lowered, lower_if
 from .decoding import begin, never
 from .sampling import Sampling, ends
 
@@ -364,23 +363,14 @@ class Engine:
 
 def backend(model, rows, capacity, precision, threads=None):
     """Lowered where the kernels know every part; else the model itself, where precision=fp32 allows it."""
-    if threads is not None and not 1 <= threads <= cores():
-        raise ValueError(f"threads={threads}: this process may use 1 to {cores()}")
     _, most = begin(getattr(model, "model", model), [[0]])
     if capacity is not None and most is not None and capacity > most:
         raise ValueError(f"capacity={capacity}: the model's context is {most} tokens")
     capacity = capacity or min(model.config.length, 2048)
     if isinstance(model, Lowered):
         return LoweredRows(model, rows, min(capacity, model.reach))
-    if next(model.parameters()).device.type == "cpu":
-        try:
-            return LoweredRows(lower(model, precision, capacity, threads), rows, capacity)
-        except (CannotLower, NoLibrary) as e:
-            if precision != "fp32":
-                raise ValueError(f"precision={precision} needs the compiled kernels, and they cannot be used here: {e}") from None
-    elif precision != "fp32":
-        raise ValueError(f"precision={precision} is for a CPU; on a GPU load the model with that dtype")
-    return ModelRows(model, rows, capacity)
+    low = lower_if(model, precision, capacity, threads)
+    return ModelRows(model, rows, capacity) if low is None else LoweredRows(low, rows, capacity)
 
 
 class LoweredRows:

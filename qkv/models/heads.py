@@ -29,6 +29,12 @@ class LanguageHead(nn.Module):
         if steady:
             self.register_buffer("steady", torch.zeros(1, vocab))
 
+    @property
+    def bias(self):
+        """(V,) all that is added to the scores, or None."""
+        steady = self.steady[0] if hasattr(self, "steady") else None
+        return self.out.bias if steady is None else steady if self.out.bias is None else self.out.bias + steady
+
     def forward(self, hidden_BTD, facts=None):
         """logits (..., V); or, where facts["labels"] (N,) are given, the loss alone: loss, plain and hits of `token_loss`."""
         x = hidden_BTD if self.scale == 1.0 else hidden_BTD * self.scale
@@ -36,10 +42,7 @@ class LanguageHead(nn.Module):
             x = self.norm(self.act(self.dense(x)))
         labels = (facts or {}).get("labels")
         if labels is not None:
-            bias = self.out.bias
-            if hasattr(self, "steady"):
-                bias = self.steady[0] if bias is None else bias + self.steady[0]
-            loss, plain, hits = token_loss(x.flatten(0, -2), self.out.weight, bias, labels, facts["smoothing"])
+            loss, plain, hits = token_loss(x.flatten(0, -2), self.out.weight, self.bias, labels, facts["smoothing"])
             return {"loss": loss, "plain": plain, "hits": hits}
         logits = self.out(x)
         return {"logits": logits + self.steady if hasattr(self, "steady") else logits}

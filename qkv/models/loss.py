@@ -15,8 +15,7 @@ def token_loss(x_ND, weight_VD, bias_V, labels_N, smoothing=0.0):
     """Summed cross-entropy of labels (IGNORE: none) given scores x W' + b, with label smoothing (Szegedy et al., 2016, section 7).
 
     Returns (loss, the same without smoothing, and, where no gradients are wanted, how many labels have the highest score); the last
-    two are detached. Few scores are
-    formed as they are; many in pieces whose gradients are worked out at once (no score is computed twice).
+    two are detached. Few scores are formed as they are; many in pieces whose gradients are worked out at once (no score is computed twice).
     """
     if x_ND.shape[0] * weight_VD.shape[0] <= WHOLE:
         return _plain(F.linear(x_ND, weight_VD, bias_V), labels_N, smoothing)

@@ -5,7 +5,7 @@ the plain path in the tests.
 """
 
 from .library import NoLibrary, available
-from .program import CannotLower, Lowered, Program, Store, lower
+from .program import CannotLower, Lowered, Program, Store, lower, lower_if
 from .weights import PACKINGS, rounded
 
-__all__ = ["PACKINGS", "CannotLower", "Lowered", "NoLibrary", "Program", "Store", "available", "lower", "rounded"]
+__all__ = ["PACKINGS", "CannotLower", "Lowered", "NoLibrary", "Program", "Store", "available", "lower", "lower_if", "rounded"]

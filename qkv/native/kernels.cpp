@@ -346,7 +346,7 @@ void quantize(const float* x, int K, int padded, int group, float most, Q* q, fl
 
 extern "C" {
 
-enum Kind { EMBED, NORM, LINEAR, GATE, STORE, ATTEND, ADD, TAKE, ACTIVATE };
+enum Kind { EMBED, NORM, LINEAR, GATE, STORE, ATTEND, ADD, TAKE };
 enum Packing { F32, BF16, INT8, INT4 };
 
 struct Step {
@@ -673,10 +673,10 @@ void attend(const Step& s, const Pass& p, std::vector<float>& own, int a, int z)
 
 void Team::work(int me) {
   const Pass& p = *pass;
-  const Step* all = steps;  // the first thread may be setting the next pass up while the last ones leave this one
+  const Step* list = steps;  // the first thread may be setting the next pass up while the last ones leave this one
   int rows = p.tokens, last = count;
   for (int i = 0; i < last; i++) {
-    const Step& s = all[i];
+    const Step& s = list[i];
     int turn = 2 * i;
     float *in = (float*)p.registers[s.in], *out = (float*)p.registers[s.out];
     auto rowwise = [&](auto f) { share(turn, rows, std::max(1, rows / (4 * size)), f); };
@@ -694,7 +694,6 @@ void Team::work(int me) {
       case ADD:
         rowwise([&](int a, int z) { for (int64_t j = int64_t(a) * s.n; j < int64_t(z) * s.n; j++) out[j] += in[j]; });
         break;
-      case ACTIVATE: rowwise([&](int a, int z) { activate(s.act, in + int64_t(a) * s.n, out + int64_t(a) * s.n, (z - a) * s.n); }); break;
       case GATE:  // act(first half) * second half
         rowwise([&](int a, int z) {
           for (int m = a; m < z; m++) {

@@ -14,11 +14,11 @@ from ..core import Attention, Causal, FeedForward, Full, GatedFeedForward, Paral
 from ..core.layers import ACTIVATIONS, LayerNorm, RMSNorm
 from ..core.positions import ALiBi, NoPosition, RoPE, T5Bias
 from ..models.heads import LanguageHead
-from ..runtime import check_memory
+from ..runtime import check_memory, cores
 from . import library
 from .weights import PACKINGS, pack
 
-EMBED, NORM, LINEAR, GATE, STORE, ATTEND, ADD, TAKE, ACTIVATE = range(9)
+EMBED, NORM, LINEAR, GATE, STORE, ATTEND, ADD, TAKE = range(8)
 ACTS = {None: 0, "gelu": 1, "gelu_new": 2, "relu": 3, "silu": 4, "quick_gelu": 5, "tanh": 6}
 
 
@@ -262,9 +262,7 @@ class _Writer:
             self.linear([head.dense], taken, changed, act=_name(head.act))
             self.norm(head.norm, changed, changed)
             taken = changed
-        bias = head.out.bias
-        if hasattr(head, "steady"):
-            bias = head.steady[0] if bias is None else bias + head.steady[0]
+        bias = head.bias
         if never is not None:
             bias = head.out.weight.new_zeros(head.out.out_features) if bias is None else bias.clone()
             bias[never] = -torch.inf
@@ -364,6 +362,25 @@ def lower(model, packing, reach, threads=None, short=False):
         raise CannotLower("a hook on a module")
     with torch.no_grad():
         return _lower(model, packing, reach, lib, library.Team(threads or torch.get_num_threads(), lib))
+
+
+def lower_if(model, packing, reach, threads=None, short=False):
+    """lower(), or None where the plain path must serve: on a GPU, without a compiler, with a part that the kernels do not know.
+
+    Raises ValueError for threads that there are not, an unknown packing, and one that only the kernels have where they cannot be used.
+    """
+    if threads is not None and not 1 <= threads <= cores():
+        raise ValueError(f"threads={threads}: this process may use 1 to {cores()}")
+    if packing not in PACKINGS:
+        raise ValueError(f"precision={packing!r} is not one of {', '.join(PACKINGS)}")
+    try:
+        if next(model.parameters()).device.type != "cpu":
+            raise CannotLower("the model is on a GPU; load it with that dtype there")
+        return lower(model, packing, reach, threads, short)
+    except (CannotLower, library.NoLibrary) as e:
+        if packing != "fp32":
+            raise ValueError(f"precision={packing} needs the compiled kernels, and they cannot be used here: {e}") from None
+        return None
 
 
 def _lower(model, packing, reach, lib, team):
