@@ -1,16 +1,19 @@
 """What the benchmarks share: rivals of one shape and the same random weights, taking turns, and a table of ratios."""
 
+import importlib.util
 import statistics
 import sys
 import time
 from pathlib import Path
 
 
+def present(*names):
+    return all(importlib.util.find_spec(n) is not None for n in names)
+
+
 def need(*names):
     """Leaves with one sentence where a rival is not installed."""
-    import importlib.util
-
-    missing = [n for n in names if importlib.util.find_spec(n) is None]
+    missing = [n for n in names if not present(n)]
     if missing:
         sys.exit(f"the rivals need {', '.join(missing)}: pip install 'qkv[bench]'")
 
