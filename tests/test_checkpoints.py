@@ -99,7 +99,7 @@ def test_dtypes_are_kept_and_asked_for(gpt, tmp_path):
     assert next(qkv.load(tmp_path / "half").parameters()).dtype is torch.bfloat16
 
 
-@pytest.mark.parametrize("fields", ({"position": "alibi"}, {"pattern": ["causal", "sliding(4)"]}, {"kv_heads": 2, "position": "rope(base=500.0)"},
+@pytest.mark.parametrize("fields", ({"position": "alibi"}, {"pattern": ["causal", "prefix(2)"]}, {"kv_heads": 2, "position": "rope(base=500.0)"},
                                     {"norm": "rms", "ffn": "gated(silu)", "order": "parallel"}, {"position": "sinusoid", "embed_norm": True}))  # fmt: skip
 def test_a_replaced_slot_saves_in_our_own_layout(fields, tmp_path):
     model = qkv.create("gpt2", **SMALL, **fields).eval()

@@ -39,11 +39,11 @@ class Layout:
     """How one file spelt things, so that saving gives back the same names and buffers.
 
     names: canonical name -> the file's. extra: buffers that the model does not use. twice: names of shared tensors that the file
-    held a second time.
+    held a second time. instead: our name -> the canonical name under which a file holds a shared tensor, where that is not its first.
     """
 
     def __init__(self):
-        self.names, self.extra, self.twice = {}, {}, []
+        self.names, self.extra, self.twice, self.instead = {}, {}, [], {}
 
 
 def parameters(model):
@@ -99,11 +99,13 @@ def read(
             spelt[known] = actual
         elif any(re.search(b, actual) for b in buffers):
             layout.extra[actual] = left.pop(actual)
-    problems = []
+    problems, held = [], {o for name in spelt for o in plan[name][0]}
     for name, actual in spelt.items():
         ours, op = plan[name]
         tensor = left.pop(actual)
         layout.names[name] = actual
+        if (alone := [again[o] for o in ours if o in again and again[o] not in held]) and len(ours) == 1:
+            layout.instead[alone[0]], ours = name, alone
         shared = [again[o] for o in ours if o in again]
         if shared:
             layout.twice.append(name)
@@ -171,7 +173,9 @@ def write(table, model, *, prefix="", layers=0, decoder_layers=0, layout=None, s
             continue  # another name of what is there already
         if not ours or any(o in skip and theirs not in layout.names for o in ours):
             continue
-        if any(o in again for o in ours) and theirs not in layout.twice:
+        if any(layout.instead.get(o, theirs) != theirs for o in ours):
+            continue
+        if any(o in again for o in ours) and theirs not in (*layout.twice, *layout.instead.values()):
             continue
         if all(o in state or o in again for o in ours):
             written |= set(ours)

@@ -5,7 +5,7 @@ from .blocks import Block, Parallel, Residual, Stack
 from .cache import Cache
 from .context import Context, tokens
 from .kernels import KERNELS, Softmax
-from .layers import FEED_FORWARDS, NORMS, Embedding, FeedForward, GatedFeedForward, LayerNorm, RMSNorm
+from .layers import FEED_FORWARDS, NORMS, Embedding, Experts, FeedForward, GatedFeedForward, LayerNorm, RMSNorm
 from .masks import PATTERNS, Causal, Documents, Full, Pattern, Prefix, See, Sliding, Tokens, read_pattern
 from .positions import POSITIONS, ALiBi, Learned, NoPosition, Position, RoPE, Sinusoid, T5Bias
 from .slots import build, nearest
@@ -24,6 +24,7 @@ __all__ = [
     "Context",
     "Documents",
     "Embedding",
+    "Experts",
     "FeedForward",
     "Full",
     "GatedFeedForward",

@@ -52,20 +52,22 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks in order, then a norm. position: a scheme whose site is "stack": its bias is computed once and shared by all."""
+    """Blocks in order, then a norm. position: a scheme whose site is "stack": its bias is computed once and shared by all.
+    order: numbers of the blocks as they are run, where some run several times (ALBERT, 2020, section 3.1)."""
 
-    def __init__(self, blocks, norm=None, position=None):
+    def __init__(self, blocks, norm=None, position=None, order=None):
         super().__init__()
         if position is not None and type(position).bias is Position.bias:
             raise ValueError(f"position {type(position).__name__} has no scores for a stack to share")
         self.blocks, self.norm, self.shared = nn.ModuleList(blocks), norm or nn.Identity(), position
+        self.order = list(range(len(self.blocks)) if order is None else order)
 
     def run(self, x_BTD, ctx):
         """(B, T, D) -> (B, T, D)"""
         if self.shared is not None:
             ctx.bias = self.shared.bias(None, ctx.queries, ctx.keys)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, ctx)
+        for i in self.order:
+            x_BTD = self.blocks[i](x_BTD, ctx)
         return self.norm(x_BTD)
 
     forward = run

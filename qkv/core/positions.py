@@ -37,19 +37,20 @@ class NoPosition(Position):
 
 
 class Learned(Position):
-    """A trained vector a position (BERT, 2018; GPT, 2018). offset: rows kept free before position 0."""
+    """A trained vector a position (BERT, 2018; GPT, 2018). offset: rows kept free before position 0. still: the row that is not
+    trained (padding)."""
 
     site = "embedding"
 
-    def __init__(self, length, dim, offset=0):
+    def __init__(self, length, dim, offset=0, still=None):
         super().__init__()
         if length < 1:
             raise ValueError(f"length must be at least 1, not {length}")
-        self.length, self.offset = length, offset
+        self.length, self.offset, self.still = length, offset, still
         self.weight = nn.Parameter(torch.empty(length + offset, dim).normal_(std=0.02))
 
     def embed(self, number):
-        return nn.functional.embedding(number.clamp(min=-self.offset) + self.offset, self.weight)
+        return nn.functional.embedding(number.clamp(min=-self.offset) + self.offset, self.weight, padding_idx=self.still)
 
 
 class Sinusoid(Position):

@@ -7,13 +7,14 @@ import torch
 
 from ..checkpoints import files
 from ..words import nearest
-from . import bert, gpt2, llama, t5, transformer
+from . import bart, bert, bert_variants, gpt2, gpts, llama, switch, t5, transformer
 from .decoder import Decoder, DecoderModel
 from .encoder import Encoder, EncoderModel
 from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
 from .shape import Output
 
-FAMILIES = {f.name: f for module in (gpt2, llama, bert, t5, transformer) for f in module.FAMILIES}
+FAMILIES = {f.name: f for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, transformer) for f in module.FAMILIES}
+OWN = transformer.OWN | gpts.OWN  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
 TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder)}
 
@@ -21,7 +22,7 @@ TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder)}
 def presets():
     """{name: (family name, published class or None)} of every preset."""
     out = {name: (f.name, next(iter(f.classes))) for f in FAMILIES.values() for name in f.presets}
-    return out | dict.fromkeys(transformer.OWN, ("transformer", None))
+    return out | dict.fromkeys(OWN, (None, None))
 
 
 def preset(name, **fields):
@@ -31,7 +32,7 @@ def preset(name, **fields):
         raise ValueError(f"there is no preset '{name}'.{nearest(name, known)} `qkv ls` lists them")
     family, cls = known[name]
     if cls is None:
-        cfg = transformer.OWN[name]
+        cfg = OWN[name]
     else:
         cfg = FAMILIES[family].read({}, cls)
         cfg = dataclasses.replace(cfg, **FAMILIES[family].presets[name])

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al., 2019), and GPT-3's sizes (Brown et al., 2020) where attention is dense."""
+"""GPT-2 (Radford et al., 2019)."""
 
 from ..checkpoints.config import Key
 from ..checkpoints.table import stacked, then, transposed
@@ -30,6 +30,11 @@ HEADS = {
     "sequence": (("score.weight", "head.out.weight"),),
     "tokens": (("classifier.weight", "head.out.weight"), ("classifier.bias", "head.out.bias")),
     "span": (("qa_outputs.weight", "head.out.weight"), ("qa_outputs.bias", "head.out.bias")),
+    "double": (
+        ("lm_head.weight", "head.language.out.weight"),
+        ("multiple_choice_head.summary.weight", "head.choice.weight"),
+        ("multiple_choice_head.summary.bias", "head.choice.bias"),
+    ),
 }
 
 
@@ -80,6 +85,7 @@ GPT2 = Family(
         "GPT2ForSequenceClassification": dict(output="sequence"),
         "GPT2ForTokenClassification": dict(output="tokens"),
         "GPT2ForQuestionAnswering": dict(output="span"),
+        "GPT2DoubleHeadsModel": dict(output="double", labels=1),
     },
     table=TABLE,
     heads=HEADS,
@@ -93,14 +99,6 @@ GPT2 = Family(
         "gpt2-medium": dict(dim=1024, layers=24, heads=16),
         "gpt2-large": dict(dim=1280, layers=36, heads=20),
         "gpt2-xl": dict(dim=1600, layers=48, heads=25),
-        "gpt3-small": dict(length=2048),
-        "gpt3-medium": dict(length=2048, dim=1024, layers=24, heads=16),
-        "gpt3-large": dict(length=2048, dim=1536, layers=24, heads=16),
-        "gpt3-xl": dict(length=2048, dim=2048, layers=24, heads=16),
-        "gpt3-2.7b": dict(length=2048, dim=2560, layers=32, heads=32),
-        "gpt3-6.7b": dict(length=2048, dim=4096, layers=32, heads=32),
-        "gpt3-13b": dict(length=2048, dim=5120, layers=40, heads=40),
-        "gpt3-175b": dict(length=2048, dim=12288, layers=96, heads=96),
     },
 )
 FAMILIES = (GPT2,)

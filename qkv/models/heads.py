@@ -10,20 +10,28 @@ from ..core.layers import Dropout, LayerNorm, activation
 from .loss import token_loss
 
 
+def at_place(hidden_BTD, place_B):
+    """(B, D): one token of every row."""
+    return hidden_BTD[torch.arange(len(place_B), device=place_B.device), place_B]
+
+
 class LanguageHead(nn.Module):
     """Scores of every token of the vocabulary.
 
-    weight: an embedding's (V, D) to share. scale: factor on the hidden states (T5). transform: name of an activation, for BERT's
-    extra layer before the output matrix. steady: a bias that is not trained (Marian).
+    weight: an embedding's (V, width) to share. scale: factor on the hidden states (T5). transform: name of an activation, for BERT's
+    extra layer before the output matrix, to `width` (dim by default). steady: a bias that is not trained (Marian).
     """
 
-    def __init__(self, dim, vocab, weight=None, bias=False, scale=1.0, transform=None, eps=1e-12, steady=False):
+    def __init__(self, dim, vocab, weight=None, bias=False, scale=1.0, transform=None, eps=1e-12, steady=False, width=None):
         super().__init__()
+        width = width or dim
+        if width != dim and not transform:
+            raise ValueError(f"an embedding of {width} under states of {dim} needs a layer between them: set transform")
         self.scale = scale
-        self.dense = nn.Linear(dim, dim) if transform else None
+        self.dense = nn.Linear(dim, width) if transform else None
         self.act = activation(transform) if transform else None
-        self.norm = LayerNorm(dim, eps) if transform else None
-        self.out = nn.Linear(dim, vocab, bias=bias)
+        self.norm = LayerNorm(width, eps) if transform else None
+        self.out = nn.Linear(width, vocab, bias=bias)
         if weight is not None:
             self.out.weight = weight
         if steady:
@@ -36,8 +44,11 @@ class LanguageHead(nn.Module):
         return self.out.bias if steady is None else steady if self.out.bias is None else self.out.bias + steady
 
     def forward(self, hidden_BTD, facts=None):
-        """logits (..., V); or, where facts["labels"] (N,) are given, the loss alone: loss, plain and hits of `token_loss`."""
-        x = hidden_BTD if self.scale == 1.0 else hidden_BTD * self.scale
+        """logits (..., V), of the flat places facts["at"] alone where they are given; or, where facts["labels"] (N,) are, the loss
+        alone: loss, plain and hits of `token_loss`."""
+        at = (facts or {}).get("at")
+        x = hidden_BTD if at is None else hidden_BTD.flatten(0, 1)[at]
+        x = x if self.scale == 1.0 else x * self.scale
         if self.dense is not None:
             x = self.norm(self.act(self.dense(x)))
         labels = (facts or {}).get("labels")
@@ -72,21 +83,27 @@ class SpanHead(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """A label for a whole text, from the pooled vector: logits (B, N)."""
+    """A label for a whole text: logits (B, N). It reads the pooled vector (BERT), or where `act` names an activation, its own layer
+    on the first token (RoBERTa, ELECTRA) or on `place`, one a row (BART)."""
 
-    def __init__(self, dim, labels, dropout=0.0):
+    def __init__(self, dim, labels, dropout=0.0, act=None):
         super().__init__()
-        self.drop, self.out = Dropout(dropout), nn.Linear(dim, labels)
+        self.drop, self.act = Dropout(dropout), activation(act) if act else None
+        self.dense = nn.Linear(dim, dim) if act else None
+        self.out = nn.Linear(dim, labels)
 
     def forward(self, hidden_BTD, facts):
-        return {"logits": self.out(self.drop(facts["pooled"]))}
+        if self.dense is None:
+            return {"logits": self.out(self.drop(facts["pooled"]))}
+        x_BD = hidden_BTD[:, 0] if facts.get("place") is None else at_place(hidden_BTD, facts["place"])
+        return {"logits": self.out(self.drop(self.act(self.dense(self.drop(x_BD)))))}
 
 
 class ChoiceHead(PooledHead):
     """Which of several texts: logits (B, choices)."""
 
-    def __init__(self, dim, dropout=0.0):
-        super().__init__(dim, 1, dropout)
+    def __init__(self, dim, dropout=0.0, act=None):
+        super().__init__(dim, 1, dropout, act)
 
     def forward(self, hidden_BTD, facts):
         return {"logits": super().forward(hidden_BTD, facts)["logits"].view(-1, facts["choices"])}
@@ -106,15 +123,44 @@ class LastTokenHead(nn.Module):
                 raise ValueError("a batch of padded texts needs the padding id (pad) in the model's config")
             return {"logits": self.out(hidden_BTD[:, -1])}
         last = ((ids != self.pad) * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
-        return {"logits": self.out(hidden_BTD[torch.arange(len(last), device=ids.device), last])}
+        return {"logits": self.out(at_place(hidden_BTD, last))}
+
+
+class DoubleHead(nn.Module):
+    """GPT's two heads: next token, and which of several texts, from the state at mc_token_ids (the last token by default)."""
+
+    def __init__(self, language, dim, dropout=0.0):
+        super().__init__()
+        self.language, self.choice, self.drop = language, nn.Linear(dim, 1), Dropout(dropout)
+
+    def forward(self, hidden_BTD, facts):
+        picked = hidden_BTD[:, -1] if facts.get("place") is None else at_place(hidden_BTD, facts["place"])
+        scores = self.choice(self.drop(picked)).view(-1, facts["choices"])
+        if facts.get("labels") is not None:
+            return self.language(hidden_BTD, facts) | {"mc_logits": scores}
+        return {"logits": self.language(hidden_BTD)["logits"].unflatten(0, (-1, facts["choices"])), "mc_logits": scores}
+
+
+class DetectionHead(nn.Module):
+    """Was this token replaced? One score a token, (B, T) (ELECTRA, 2020, section 2)."""
+
+    def __init__(self, dim, act="gelu"):
+        super().__init__()
+        self.dense, self.act, self.out = nn.Linear(dim, dim), activation(act), nn.Linear(dim, 1)
+
+    def forward(self, hidden_BTD, facts):
+        return {"logits": self.out(self.act(self.dense(hidden_BTD)))[..., 0]}
 
 
 class PretrainingHead(nn.Module):
-    """BERT's two objectives at once: masked tokens and next sentence."""
+    """Masked tokens, and a second score of the pooled vector: next sentence (BERT) or sentence order (ALBERT), named `second`."""
 
-    def __init__(self, language, dim):
+    def __init__(self, language, dim, second="seq_relationship_logits", dropout=0.0):
         super().__init__()
-        self.language, self.next = language, nn.Linear(dim, 2)
+        self.language, self.next, self.second, self.drop = language, nn.Linear(dim, 2), second, Dropout(dropout)
 
     def forward(self, hidden_BTD, facts):
-        return {"prediction_logits": self.language(hidden_BTD)["logits"], "seq_relationship_logits": self.next(facts["pooled"])}
+        language = self.language(hidden_BTD, facts)
+        if "logits" in language:
+            language = {"prediction_logits": language["logits"]}
+        return language | {self.second: self.next(self.drop(facts["pooled"]))}

@@ -37,7 +37,7 @@ ORDERS = ("pre", "post", "out", "parallel")
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """vocab, length (positions there are), dim, layers, heads, kv_heads, head_dim, hidden (4 dim by default): sizes.
+    """vocab, length (positions there are), dim, embed_dim (width of the embedding, projected to dim: dim by default), layers, heads, kv_heads, head_dim, hidden (4 dim by default): sizes.
     norm, norm_eps, order (where norms stand: pre, post, out, parallel), final_norm, embed_norm: normalisation.
     ffn, position, pattern, kernel: slots. biases: which of attention's qkvo have one. scaled: token embeddings times sqrt(dim).
     types: token types. tie: output matrix = token embedding. numbering: where position numbers come from when none are given:
@@ -52,6 +52,7 @@ class Shape:
     heads: int
     length: int
     hidden: int | None = None
+    embed_dim: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
     norm: str = "layer"
@@ -83,7 +84,7 @@ class Shape:
     def __post_init__(self):
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, coerce(f.name, getattr(self, f.name), typing.get_type_hints(type(self))[f.name]))
-        for name in ("vocab", "dim", "layers", "heads", "length", "hidden", "kv_heads", "head_dim", "labels"):
+        for name in ("vocab", "dim", "layers", "heads", "length", "hidden", "kv_heads", "head_dim", "embed_dim", "labels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
@@ -170,26 +171,31 @@ def coerce(name, value, kind):
     raise ValueError(f"{name}={value!r}: must be {wanted}")
 
 
-def make_norm(cfg):
-    return build("norm", cfg.norm, NORMS, dim=cfg.dim, eps=cfg.norm_eps)
+def make_norm(cfg, dim=None):
+    return build("norm", cfg.norm, NORMS, dim=dim or cfg.dim, eps=cfg.norm_eps)
 
 
 def make_position(cfg, *, heads, causal):
     head_dim = cfg.head_dim or cfg.dim // heads
-    return build("position", cfg.position, POSITIONS, heads=heads, head_dim=head_dim, length=cfg.length, dim=cfg.dim, causal=causal)
+    return build(
+        "position", cfg.position, POSITIONS, heads=heads, head_dim=head_dim, length=cfg.length, dim=cfg.embed_dim or cfg.dim, causal=causal
+    )
 
 
 def make_embedding(cfg, position, vocab=None):
     """The input embedding. position: the scheme of the model, added here where that is its site."""
     at_input = position if position.site == "embedding" else None
-    norm = make_norm(cfg) if cfg.embed_norm else None
+    width = cfg.embed_dim or cfg.dim
+    norm = make_norm(cfg, width) if cfg.embed_norm else None
     vocab = vocab or cfg.vocab
     still = None if cfg.pad_trains or cfg.pad is None or not -vocab <= cfg.pad < vocab else cfg.pad
-    return Embedding(vocab, cfg.dim, at_input, cfg.types, norm, cfg.dropout, cfg.dim**0.5 if cfg.scaled else 1.0, still)
+    return Embedding(vocab, width, at_input, cfg.types, norm, cfg.dropout, cfg.dim**0.5 if cfg.scaled else 1.0, still,
+                     cfg.dim if cfg.embed_dim else None)  # fmt: skip
 
 
-def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=None):
-    """The blocks of one stack. position: the scheme of the model, given to attention where that is its site."""
+def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=None, ffn=None):
+    """The blocks of one stack. position: the scheme of the model, given to attention where that is its site. ffn: the slot, where it
+    is not cfg.ffn."""
     blocks = []
     own = position if position is not None and position.site == "layer" else None
     trained = own is not None and any(True for _ in own.parameters())
@@ -202,7 +208,7 @@ def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=No
         parts = {"attn": Attention(cfg.dim, heads, pattern=see, position=scheme, kernel=kernel(), **common)}
         if cross:
             parts["cross"] = Attention(cfg.dim, heads, cross=True, kernel=kernel(), **common)
-        parts["ffn"] = build("ffn", pick(cfg.ffn), FEED_FORWARDS, dim=cfg.dim, hidden=hidden)
+        parts["ffn"] = build("ffn", pick(ffn or cfg.ffn), FEED_FORWARDS, dim=cfg.dim, hidden=hidden)
         if cfg.order == "parallel":
             blocks.append(Block(both=Residual(Parallel(**parts), pre=make_norm(cfg), dropout=cfg.dropout)))
         else:
@@ -298,6 +304,10 @@ def initialise(model, cfg):
 
 class Output(dict):
     """Named tensors of a forward pass, as keys and as attributes."""
+
+    def with_losses(self, losses):
+        """The same with `auxiliary`, the sum of what parts left behind to be made small, where they did."""
+        return self if not losses else Output(self, auxiliary=sum(losses))
 
     def __getattr__(self, name):
         try:

@@ -13,7 +13,7 @@ def _both(theirs, ours):
     return [(f"{theirs}.{leaf}", f"{ours}.{leaf}") for leaf in ("weight", "bias")]
 
 
-def _fairseq(side, n, norm="post"):
+def fairseq(side, n, norm="post"):
     """Rows of one fairseq-like stack (Marian, FSMT, BART)."""
     theirs, ours = f"{{p}}{side}.layers.{n}.", f"{side}.blocks.{n}."
     names = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o"}
@@ -26,7 +26,7 @@ def _fairseq(side, n, norm="post"):
     return rows + _both(f"{theirs}final_layer_norm", f"{ours}ffn.{norm}")
 
 
-def _keys(vocab, length, layers=12, hidden=4096):
+def published_keys(vocab, length, layers=12, hidden=4096):
     return (
         Key("d_model", "dim", 1024),
         Key("encoder_layers", "layers", layers),
@@ -47,7 +47,7 @@ def _keys(vocab, length, layers=12, hidden=4096):
     )
 
 
-def _read(act, scaled, ids):
+def read_published(act, scaled, ids):
     def before(raw, cls):
         drop = raw.pop("activation_dropout", 0.0)
         raw["_ffn"] = f"plain({activation_name(raw.pop('activation_function', act))}" + (f", dropout={drop})" if drop else ")")
@@ -57,7 +57,7 @@ def _read(act, scaled, ids):
     return before
 
 
-def _written(raw, cfg):
+def write_published(raw, cfg):
     ffn = raw.pop("_ffn")
     drop = float(ffn.split("dropout=")[1].rstrip(")")) if "dropout=" in ffn else 0.0
     return raw | {"activation_function": inside(ffn), "activation_dropout": drop, "is_encoder_decoder": True}
@@ -69,7 +69,7 @@ LEGACY = ("is_encoder_decoder", "normalize_before", "normalize_embedding", "stat
 
 
 def _marian_before(raw, cls):
-    raw = _read("gelu", False, {"decoder_start_token_id": 58100, "pad_token_id": 58100, "eos_token_id": 0})(raw, cls)
+    raw = read_published("gelu", False, {"decoder_start_token_id": 58100, "pad_token_id": 58100, "eos_token_id": 0})(raw, cls)
     target = raw.pop("decoder_vocab_size", None)
     shared = raw.pop("share_encoder_decoder_embeddings", True)
     raw["_target"] = None if shared else target or raw.get("vocab_size", 58101)
@@ -78,13 +78,15 @@ def _marian_before(raw, cls):
 
 def _marian_after(raw, cfg):
     target = raw.pop("_target")
-    return _written(raw, cfg) | {"share_encoder_decoder_embeddings": target is None, "decoder_vocab_size": target or cfg.vocab}
+    return write_published(raw, cfg) | {"share_encoder_decoder_embeddings": target is None, "decoder_vocab_size": target or cfg.vocab}
 
 
 MARIAN = Family(
     name="marian",
     config=EncoderDecoder,
-    keys=_keys((Key("vocab_size", "vocab", 58101), Key("_target", "target_vocab", None), Key("tie_word_embeddings", "tie", True)), 1024),
+    keys=published_keys(
+        (Key("vocab_size", "vocab", 58101), Key("_target", "target_vocab", None), Key("tie_word_embeddings", "tie", True)), 1024
+    ),
     before=_marian_before,
     after=_marian_after,
     neutral=LEGACY,
@@ -96,8 +98,8 @@ MARIAN = Family(
         ("{p}decoder.embed_tokens.weight", "decoder_embed.token.weight"),
         ("{p}encoder.embed_positions.weight", "encoder_embed.position.weight"),
         ("{p}decoder.embed_positions.weight", "decoder_embed.position.weight"),
-        *_fairseq("encoder", "{i}"),
-        *_fairseq("decoder", "{j}"),
+        *fairseq("encoder", "{i}"),
+        *fairseq("decoder", "{j}"),
         ("lm_head.weight", "head.out.weight"),
         ("final_logits_bias", "head.steady"),
     ),
@@ -122,7 +124,7 @@ MARIAN = Family(
 
 
 def _fsmt_before(raw, cls):
-    raw = _read("relu", True, {"decoder_start_token_id": 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2})(raw, cls)
+    raw = read_published("relu", True, {"decoder_start_token_id": 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2})(raw, cls)
     pad = raw["pad_token_id"]
     raw["_position"] = f"sinusoid(layout=fairseq, offset={pad + 1}, zero={pad})"  # positions are counted from pad + 1
     return raw
@@ -132,13 +134,13 @@ def _fsmt_after(raw, cfg):
     if cfg.target_vocab is None:
         raise ValueError("FSMT has two vocabularies")
     raw.pop("_position")
-    return _written(raw, cfg)
+    return write_published(raw, cfg)
 
 
 FSMT = Family(
     name="fsmt",
     config=EncoderDecoder,
-    keys=_keys(
+    keys=published_keys(
         (
             Key("src_vocab_size", "vocab", 42024),
             Key("tgt_vocab_size", "target_vocab", 42024),
@@ -157,8 +159,8 @@ FSMT = Family(
         ("{p}decoder.embed_tokens.weight", "decoder_embed.token.weight"),
         ("{p}encoder.embed_positions.weight", "encoder_embed.position.weight"),
         ("{p}decoder.embed_positions.weight", "decoder_embed.position.weight"),
-        *_fairseq("encoder", "{i}"),
-        *_fairseq("decoder", "{j}"),
+        *fairseq("encoder", "{i}"),
+        *fairseq("decoder", "{j}"),
         ("{p}decoder.output_projection.weight", "head.out.weight"),
     ),
     prefix="model.",

@@ -104,7 +104,7 @@ class _Writer:
     def __init__(self, packing, reach, lib):
         self.packing, self.reach, self.lib = packing, reach, lib
         self.steps, self.widths, self.names, self.kept, self.packed = [], [], {}, [], []
-        self.shapes, self.memory_shapes, self.tables = [], [], {}
+        self.shapes, self.memory_shapes, self.tables, self.done_with = [], [], {}, {}
 
     def register(self, name, width):
         if (name, width) not in self.names:
@@ -128,11 +128,16 @@ class _Writer:
         for m in layers:
             if type(m) is not nn.Linear or m._forward_hooks or m._forward_pre_hooks:
                 raise CannotLower(f"{type(m).__name__} in place of a linear layer, or a hook on it")
+        own = bias is not None
         if bias is None and any(m.bias is not None for m in layers):
             bias = torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in layers])
-        packed = pack(torch.cat([m.weight for m in layers]) if len(layers) > 1 else layers[0].weight, bias, self.packing, self.lib)
-        self.kept.append(packed)
-        self.packed.append(packed)
+        key = (*map(id, layers), id(bias) if own else None)
+        if key not in self.done_with:  # layers that run several times are packed once
+            packed = pack(torch.cat([m.weight for m in layers]) if len(layers) > 1 else layers[0].weight, bias, self.packing, self.lib)
+            self.done_with[key] = packed
+            self.kept += [packed, bias]
+            self.packed.append(packed)
+        packed = self.done_with[key]
         at = lambda t: None if t is None else t.data_ptr()
         self.step(LINEAR, source, out, n=packed.n, k=packed.k, act=ACTS[act], packing=PACKINGS.index(self.packing), flags=int(add),
                   scale=scale, w=at(packed.data), b=at(packed.bias), s=at(packed.scale))  # fmt: skip
@@ -148,8 +153,8 @@ class _Writer:
     def stack(self, stack, x, causal):
         """The blocks and the last norm of a stack, in place on register x."""
         bias = self.bias(stack.shared)
-        for block in stack.blocks:
-            for branch in block.children():
+        for i in stack.order:
+            for branch in stack.blocks[i].children():
                 self.residual(branch, x, bias, causal)
         self.norm(stack.norm, x, x)
 
@@ -246,9 +251,12 @@ class _Writer:
         self.vocab = e.token.num_embeddings
         if e.position is not None:
             self.reach = min(self.reach, e.position.length)
-        self.step(EMBED, x, x, n=self.widths[x], scale=e.scale, w=self.keep(e.token.weight), b=types, t=table,
+        out = x if e.project is None else self.register("embedded", e.token.embedding_dim)
+        self.step(EMBED, out, out, n=self.widths[out], scale=e.scale, w=self.keep(e.token.weight), b=types, t=table,
                   offset=offset if table else 0)  # fmt: skip
-        self.norm(e.norm, x, x)
+        self.norm(e.norm, out, out)
+        if e.project is not None:
+            self.linear([e.project], out, x)
 
     def head(self, head, x, never=None):
         """Scores of the vocabulary for the tokens that are wanted. never: an id that is never written."""
@@ -258,7 +266,7 @@ class _Writer:
         taken = self.register("taken", width)
         self.step(TAKE, x, taken, n=width)
         if head.dense is not None:
-            changed = self.register("branch", width)
+            changed = self.register("changed", head.dense.out_features)
             self.linear([head.dense], taken, changed, act=_name(head.act))
             self.norm(head.norm, changed, changed)
             taken = changed

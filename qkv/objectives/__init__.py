@@ -37,7 +37,7 @@ class Tokens:
         metrics = {"loss": out["plain"]}
         if not torch.is_grad_enabled():  # evaluation
             metrics["accuracy"] = out["hits"]
-        return Loss(out["loss"], batch.count, metrics)
+        return Loss(out["loss"] + out["auxiliary"] * batch.count if "auxiliary" in out else out["loss"], batch.count, metrics)
 
 
 def _packed(ids, documents, position):
