@@ -23,6 +23,15 @@ BERT = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidde
 T5 = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
 FAIRSEQ = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
            "encoder_ffn_dim": 48, "decoder_ffn_dim": 64, "max_position_embeddings": 32}  # fmt: skip
+DISTIL = {"vocab_size": 61, "dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 32}
+ELECTRA = BERT | {"embedding_size": 20}
+ALBERT = BERT | {"embedding_size": 20, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
+GPT1 = {"vocab_size": 61, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
+NEO = {"vocab_size": 61, "max_position_embeddings": 32, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 4,
+       "attention_types": [[["global", "local"], 1]], "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+BIO = BERT | {"hidden_dropout_prob": 0.0}
+BART = FAIRSEQ | {"vocab_size": 61}
+SWITCH = T5 | {"num_experts": 3, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
 LINEAR = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
 LLAMA3 = {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                               "original_max_position_embeddings": 16, "rope_theta": 500000.0}}  # fmt: skip
@@ -61,5 +70,44 @@ FAMILIES = [
     Row("marian-two-vocabularies", "MarianMTModel", FAIRSEQ | {"vocab_size": 61, "decoder_vocab_size": 57, "share_encoder_decoder_embeddings": False,
         "tie_word_embeddings": False, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 1, "forced_eos_token_id": 1}, "encoder-decoder",
         ("logits", "encoder_hidden")),
+    Row("roberta-mlm", "RobertaForMaskedLM", BERT, "encoder"),
+    Row("roberta", "RobertaModel", BERT, "encoder", ("hidden", "pooled")),
+    Row("roberta-sequence", "RobertaForSequenceClassification", BERT | {"num_labels": 3}, "encoder"),
+    Row("roberta-tokens", "RobertaForTokenClassification", BERT | {"num_labels": 3}, "encoder"),
+    Row("roberta-choice", "RobertaForMultipleChoice", BERT, "choice"),
+    Row("roberta-span", "RobertaForQuestionAnswering", BERT, "encoder", ("start_logits", "end_logits")),
+    Row("distilbert-mlm", "DistilBertForMaskedLM", DISTIL, "encoder-plain"),
+    Row("distilbert", "DistilBertModel", DISTIL, "encoder-plain", ("hidden",)),
+    Row("distilbert-sequence", "DistilBertForSequenceClassification", DISTIL | {"num_labels": 3}, "encoder-plain"),
+    Row("distilbert-tokens", "DistilBertForTokenClassification", DISTIL | {"num_labels": 3}, "encoder-plain"),
+    Row("distilbert-choice", "DistilBertForMultipleChoice", DISTIL, "choice"),
+    Row("distilbert-span", "DistilBertForQuestionAnswering", DISTIL, "encoder-plain", ("start_logits", "end_logits")),
+    Row("electra-detect", "ElectraForPreTraining", ELECTRA | {"hidden_act": "relu"}, "encoder"),
+    Row("electra-mlm", "ElectraForMaskedLM", ELECTRA | {"hidden_act": "relu"}, "encoder"),
+    Row("electra", "ElectraModel", ELECTRA | {"embedding_size": 32}, "encoder", ("hidden",)),
+    Row("electra-sequence", "ElectraForSequenceClassification", ELECTRA | {"num_labels": 3}, "encoder"),
+    Row("electra-tokens", "ElectraForTokenClassification", ELECTRA | {"num_labels": 3}, "encoder"),
+    Row("electra-choice", "ElectraForMultipleChoice", ELECTRA, "choice"),
+    Row("electra-span", "ElectraForQuestionAnswering", ELECTRA, "encoder", ("start_logits", "end_logits")),
+    Row("albert-pretraining", "AlbertForPreTraining", ALBERT, "encoder", ("prediction_logits", "sop_logits")),
+    Row("albert-mlm", "AlbertForMaskedLM", ALBERT, "encoder"),
+    Row("albert", "AlbertModel", ALBERT | {"embedding_size": 32}, "encoder", ("hidden", "pooled")),
+    Row("albert-sequence", "AlbertForSequenceClassification", ALBERT | {"num_labels": 3}, "encoder"),
+    Row("albert-tokens", "AlbertForTokenClassification", ALBERT | {"num_labels": 3}, "encoder"),
+    Row("albert-choice", "AlbertForMultipleChoice", ALBERT, "choice"),
+    Row("albert-span", "AlbertForQuestionAnswering", ALBERT, "encoder", ("start_logits", "end_logits")),
+    Row("gpt1", "OpenAIGPTLMHeadModel", GPT1, "decoder"),
+    Row("gpt1-hidden", "OpenAIGPTModel", GPT1 | {"afn": "silu"}, "decoder", ("hidden",)),
+    Row("gpt1-sequence", "OpenAIGPTForSequenceClassification", GPT1 | {"num_labels": 3, "pad_token_id": 0}, "decoder-label"),
+    Row("gptneo", "GPTNeoForCausalLM", NEO, "decoder"),
+    Row("gptneo-tokens", "GPTNeoForTokenClassification", NEO | {"num_labels": 3}, "decoder-label"),
+    Row("gptneo-span", "GPTNeoForQuestionAnswering", NEO, "decoder-label", ("start_logits", "end_logits")),
+    Row("biogpt", "BioGptForCausalLM", BIO, "decoder"),
+    Row("biogpt-sequence", "BioGptForSequenceClassification", BIO | {"num_labels": 3}, "decoder-label"),
+    Row("bart", "BartForConditionalGeneration", BART, "encoder-decoder", ("logits", "encoder_hidden")),
+    Row("bart-hidden", "BartModel", BART | {"scale_embedding": True}, "encoder-decoder", ("hidden", "encoder_hidden")),
+    Row("bart-span", "BartForQuestionAnswering", BART, "encoder-plain", ("start_logits", "end_logits")),
+    Row("switch", "SwitchTransformersForConditionalGeneration", SWITCH, "encoder-decoder", ("logits", "encoder_hidden")),
+    Row("switch-hidden", "SwitchTransformersModel", SWITCH | {"expert_capacity": 40}, "encoder-decoder", ("hidden",)),
     Row("fsmt", "FSMTForConditionalGeneration", FAIRSEQ | {"src_vocab_size": 61, "tgt_vocab_size": 53}, "encoder-decoder", ("logits", "encoder_hidden")),
 ]  # fmt: skip

@@ -121,7 +121,8 @@ def test_no_token_sees_the_future(row):
     name = row.outputs[0]
     with torch.no_grad():
         a, b = model(**inputs)[name], model(**changed)[name]
-    assert torch.equal(a[:, :4], b[:, :4]) and not torch.equal(a[:, 4:], b[:, 4:])
+    torch.testing.assert_close(a[:, :4], b[:, :4], rtol=0, atol=1e-12)  # experts see other rows in one product, hence not bit for bit
+    assert (a[:, 4:] - b[:, 4:]).abs().max() > 1e-6
 
 
 @ROWS
@@ -134,7 +135,7 @@ def test_explicit_and_fast_attention_agree(row):
             m.kernel.weights.register_forward_hook(lambda m, i, o: seen.append(o)) for m in model.modules() if isinstance(m, Attention)
         ]
         slow = model(**inputs)
-    assert len(seen) == len(hooks) > 0
+    assert len(seen) >= len(hooks) > 0  # shared layers run several times
     for weights in seen:
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)), rtol=0, atol=1e-12)
     for name in row.outputs:
