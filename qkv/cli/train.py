@@ -37,9 +37,11 @@ def defaults(preset):
     """What a preset is trained on when nothing is said."""
     from .. import models
 
-    kind = type(models.preset(preset)).__name__
-    pairs = kind == "EncoderDecoder"
+    kind, objective = type(models.preset(preset)).__name__, models.objective_of(preset)
+    pairs = kind == "EncoderDecoder" and not objective
     raw = {"model": {"preset": preset}, "data": {"source": "task:reverse" if pairs else "pydoc"}, "train": {"seconds": 60.0}}
+    if objective:
+        raw["train"]["objective"] = objective
     if pairs:
         raw["data"]["tokenizer"] = "char"
     if kind == "Encoder":

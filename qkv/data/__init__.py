@@ -128,12 +128,17 @@ def _read_pairs(cfg):
     return Corpus([r for r in rows if not held_out(r)], [r for r in rows if held_out(r)] or rows[-1:], cfg.source, True)
 
 
-def make_tokenizer(cfg, corpus):
-    """The tokenizer of a Data config: trained on the training texts, or read from a file or folder."""
+def make_tokenizer(cfg, corpus, sentinels=0):
+    """The tokenizer of a Data config: trained on the training texts, or read from a file or folder; with so many sentinels (T5's
+    <extra_id_0> ...) at least."""
     if cfg.tokenizer not in tokenizers.KINDS:
-        return tokenizers.load(cfg.tokenizer)
-    texts = (t for pair in corpus.train for t in pair) if corpus.paired else corpus.train()
-    return tokenizers.train(cfg.tokenizer, texts, cfg.vocab or 4096)
+        tokenizer = tokenizers.load(cfg.tokenizer)
+    else:
+        texts = (t for pair in corpus.train for t in pair) if corpus.paired else corpus.train()
+        tokenizer = tokenizers.train(cfg.tokenizer, texts, (cfg.vocab or 4096) - sentinels)
+    if sentinels > len(tokenizer.sentinel_ids()):
+        tokenizer.add_sentinels(sentinels)
+    return tokenizer
 
 
 def rows_of(cfg, corpus, tokenizer, *, length, extra=0, tokens=4096, seed=0, joined=False):

@@ -3,7 +3,7 @@
 Dims: B rows, T tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,30 +14,38 @@ from .text import DataError
 @dataclass
 class Batch:
     """inputs: arguments of the model. labels: (N,) targets of the scored places, -100 where there is none. count: how many are
-    targets. tokens: how many tokens the model reads."""
+    targets. tokens: how many tokens the model reads. targets: what else the objective needs, a row each. whole: its rows are scored
+    against each other, so that ranks cannot share them."""
 
     inputs: dict
     labels: torch.Tensor
     count: int
     tokens: int
+    targets: dict = field(default_factory=dict)
+    whole: bool = False
 
     def share(self, rank, world):
         """Every world-th row, from `rank` on. A rank without a row gets one that counts nothing."""
-        B, T = self.inputs.get("decoder_input_ids", self.inputs["input_ids"]).shape
+        if self.whole:
+            return self
+        shape = self.inputs.get("decoder_input_ids", self.inputs["input_ids"]).shape
+        B, T = shape[0], shape[-1]
         mine = torch.arange(B)[rank::world]
         rows = mine if len(mine) else torch.zeros(1, dtype=torch.long)
         inputs = {k: v[rows] if v.shape[0] == B else v for k, v in self.inputs.items() if k != "at"}
+        targets = {k: v[rows] for k, v in self.targets.items()}
         if "at" in self.inputs:
             at = self.inputs["at"]
             keep = (at // T) % world == rank
             inputs["at"], labels = at[keep] // T // world * T + at[keep] % T, self.labels[keep]
         else:
-            labels = self.labels.view(B, -1)[rows].flatten() if len(mine) else torch.full((T,), -100)
-        return Batch(inputs, labels, int((labels != -100).sum()), self.tokens * len(mine) // B)
+            labels = self.labels.view(B, -1)[rows].flatten() if len(mine) else torch.full((len(self.labels) // B,), -100)
+        return Batch(inputs, labels, int((labels != -100).sum()), self.tokens * len(mine) // B, targets)
 
     def to(self, device):
         move = lambda x: x.to(device, non_blocking=True) if torch.is_tensor(x) else x
-        return Batch({k: move(v) for k, v in self.inputs.items()}, move(self.labels), self.count, self.tokens)
+        inputs, targets = ({k: move(v) for k, v in part.items()} for part in (self.inputs, self.targets))
+        return Batch(inputs, move(self.labels), self.count, self.tokens, targets, self.whole)
 
 
 def rng(*key):

@@ -1,10 +1,12 @@
 """Tokenizers: trained from text, or read from any of the published file formats. The `tokenizers` library does the work."""
 
 import hashlib
+import itertools
 import json
 import struct
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Engine
 
@@ -58,6 +60,38 @@ class Tokenizer:
     def token(self, i):
         """The piece that an id stands for."""
         return self.engine.id_to_token(int(i))
+
+    def specials(self):
+        """Ids of the special tokens, sentinels among them, as a sorted tensor."""
+        roles = {i for role in ROLES if (i := getattr(self, role)) is not None}
+        return torch.tensor(sorted(roles | set(self.sentinel_ids())))
+
+    def sentinel_ids(self):
+        """Ids of <extra_id_0>, <extra_id_1> ... (T5); empty where there are none."""
+        return list(itertools.takewhile(lambda i: i is not None, (self.engine.token_to_id(f"<extra_id_{n}>") for n in itertools.count())))
+
+    def add_sentinels(self, count):
+        """Adds <extra_id_N>, the first one last, as T5 numbers them."""
+        names = [f"<extra_id_{n}>" for n in reversed(range(count))]
+        self.engine.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+
+    def pieces(self):
+        """The text of every id as the model spells it, "" where there is none."""
+        return [self.engine.id_to_token(i) or "" for i in range(len(self))]
+
+    def word_starts(self):
+        """(V,) bool: does this piece begin a word? Raises DataError for a tokenizer whose pieces do not tell."""
+        pieces = self.pieces()
+        if sum(p.startswith("##") for p in pieces) > 1:
+            return torch.tensor([not p.startswith("##") for p in pieces])
+        for mark in ("\u0120", "\u2581"):  # what byte-level BPE and SentencePiece write for a space
+            if sum(p.startswith(mark) for p in pieces) > 1:
+                return torch.tensor([p.startswith(mark) or not any(c.isalnum() for c in p) for p in pieces])
+        raise DataError("whole words cannot be told from this tokenizer's pieces (it has no ##, and no mark of spaces)")
+
+    def sentence_ends(self):
+        """(V,) bool: does this piece end a sentence (. ! ?)?"""
+        return torch.tensor([p.strip("\u0120\u2581#") in (".", "!", "?") for p in self.pieces()])
 
     def digest(self):
         """A hash of everything that decides its output."""

@@ -80,8 +80,10 @@ def complete(model, tokenizer, prompts, sampling=None, *, most=200, beams=0, pen
 def sample_text(model, run, prompt, most):
     """A sample to look at while training: a continuation, or a few held-out pairs with the model's answers, or filled-in masks."""
     tokenizer = run.tokenizer
+    if hasattr(run.objective, "show"):  # it knows better what to look at
+        return run.objective.show(model, run)
     if hasattr(model, "encode") or hasattr(run.valid, "pairs"):
-        rows = run.valid.pairs[:3]
+        rows = run.valid.pairs[:3] if hasattr(run.valid, "pairs") else run.objective.examples(run.valid)
         if hasattr(model, "encode"):
             prompts = [[*a, tokenizer.eos] for a, _ in rows]
         else:
@@ -107,7 +109,8 @@ def _filled(model, run):
     model.eval()
     batch = run.objective.batch(run.valid.rows(run.valid.in_order()[:1]), rng(0)).to(run.device)
     with torch.inference_mode():
-        best = model(**batch.inputs)["logits"].argmax(-1).tolist()
+        out = model(**batch.inputs)
+        best = out["prediction_logits" if "prediction_logits" in out else "logits"].argmax(-1).tolist()
     model.train(was)
     ids, out = batch.inputs["input_ids"][0].tolist(), []
     spots = dict(zip(batch.inputs["at"].tolist(), zip(best, batch.labels.tolist())))

@@ -25,6 +25,12 @@ def presets():
     return out | dict.fromkeys(OWN, (None, None))
 
 
+def objective_of(name):
+    """The objective that a preset's family was made with, "" where it is what its topology always does."""
+    family = presets()[name][0]
+    return FAMILIES[family].objective if family else ""
+
+
 def preset(name, **fields):
     """The config of a preset, with fields replaced. Raises ValueError naming an unknown preset or field."""
     known = presets()

@@ -14,6 +14,7 @@ def _before(raw, cls):
 
 BART = Family(
     name="bart",
+    objective='corrupt("infilling+permutation")',
     config=EncoderDecoder,
     keys=published_keys((Key("vocab_size", "vocab", 50265), Key("tie_word_embeddings", "tie", True)), 1024),
     before=_before,

@@ -39,7 +39,8 @@ class Family:
     the first is what a fresh model is saved as. table: rows of tensors, or config -> rows, and heads: {output: rows} of what stands on top. prefix: what head classes put before base names, which
     the classes named in `bare` do not, and those in `prefixes` spell otherwise. before/after: adapt a raw config before it is read and after it is written. fix: fields that
     follow from the others. spare: {class: regular expressions of
-    tensors of other heads that its files may hold}. presets: {name: fields that differ from the published defaults}."""
+    tensors of other heads that its files may hold}. presets: {name: fields that differ from the published defaults}. objective: what the
+    paper pre-trained with, where it is not what every model of this topology does."""
 
     name: str
     config: type
@@ -60,6 +61,7 @@ class Family:
     aliases: tuple = ()
     optional: tuple = ()
     arguments: dict = field(default_factory=dict)
+    objective: str = ""
     presets: dict = field(default_factory=dict)
 
     def read(self, raw, cls, where="config.json"):

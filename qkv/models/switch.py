@@ -75,6 +75,7 @@ def _slots(experts, layers=2, capacity=64, dropout=0.1):
 _DEFAULT = {"vocab": 32128, "dim": 768, "hidden": 2048, "layers": 12, "decoder_layers": 12, "heads": 12}
 SWITCH = Family(
     name="switch_transformers",
+    objective='denoise(random_spans)',
     config=EncoderDecoder,
     keys=(*tuple(t5.Key(k.theirs, k.ours, _DEFAULT.get(k.ours, k.default), k.load, k.save) for k in t5.T5.keys if k.theirs != "n_positions"), t5.Key("_decoder_ffn", "decoder_ffn", None)),
     before=_before,

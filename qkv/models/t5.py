@@ -81,6 +81,7 @@ def _after(raw, cfg):
 
 T5 = Family(
     name="t5",
+    objective="denoise(random_spans)",
     config=EncoderDecoder,
     keys=(
         Key("vocab_size", "vocab", 32128),

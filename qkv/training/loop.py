@@ -78,7 +78,7 @@ def assemble(r, weights=None, before=None):
     corpus = data_of.open_corpus(d)
     if weights is None:
         vocab = d.vocab if d.vocab is not None else fields.get("vocab") or max(cfg.vocab, 1024)
-        tokenizer = data_of.make_tokenizer(dataclasses.replace(d, vocab=vocab), corpus)
+        tokenizer = data_of.make_tokenizer(dataclasses.replace(d, vocab=vocab), corpus, sentinels(t.objective, cfg, corpus.paired))
         size = fields.get("vocab") or len(tokenizer)
         if size < len(tokenizer):
             raise recipe.RecipeError(
@@ -94,6 +94,8 @@ def assemble(r, weights=None, before=None):
         cfg = model.config
         check_vocabulary(tokenizer, cfg, weights)
     objective = objectives.make(t.objective, cfg, tokenizer, corpus.paired, mask_rate=t.mask_rate, smoothing=t.smoothing)
+    torch.manual_seed(t.seed + 1)
+    objective.prepare(model)
     length = d.length or cfg.length
     if length > cfg.length:
         raise recipe.RecipeError(f"data.length={length} is more than the model's {cfg.length} positions (model.length)")
@@ -104,6 +106,11 @@ def assemble(r, weights=None, before=None):
     bf16, matmul, arithmetic = machine.settle(t.precision, model, rows * length, device.type, before)
     torch.set_float32_matmul_precision(matmul)
     return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16, arithmetic)
+
+
+def sentinels(objective, cfg, paired):
+    """How many sentinels a tokenizer needs for an objective."""
+    return objectives.kind_of(objectives.usual(cfg, paired) if objective == "auto" else objective).sentinels
 
 
 def fits(model, rows, device, key):
@@ -168,10 +175,12 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     state = {"step": 0, "seconds": 0.0, "tokens": 0, "environment": {}} if resume is None else files.read_json(resume / "state.json")
     run = assemble(r, resume, state["environment"].get("matmul"))
     t, model, device = r.train, run.model, run.device
-    optimizer = optim.make(model, t.optimizer, t.lr, t.weight_decay, (t.beta1, t.beta2), t.muon_lr)
-    names = {p: n for n, p in model.named_parameters()}
+    trained = objectives.joint(model, run.objective).to(device)  # with what the objective trains beside it
+    optimizer = optim.make(trained, t.optimizer, t.lr, t.weight_decay, (t.beta1, t.beta2), t.muon_lr)
+    names = {p: n for n, p in trained.named_parameters()}
     if resume is not None:
         optimizer.load(files.read_tensors(resume / "optimizer.safetensors"), names)
+        beside(trained, files.read_tensors(resume / "objective.safetensors") if trained is not model else {})
         if state.get("data") != run.key:
             show.note("the texts are not those that the run began with: it goes on, but not bit for bit")
         for key, now in environment(t).items():
@@ -184,7 +193,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
         show.note(f"the run is at step {state['step']} already; steps={steps} asks for no more")
     ready()
     metrics = folder.Metrics(where / "metrics.jsonl", state["step"] if resume else None) if rank == 0 else None
-    wrapped = distributed.wrap(model)
+    wrapped = distributed.wrap(trained)
     forward = compiled(wrapped, isinstance(run.train, data_of.Pairs)) if t.compile else wrapped
     autocast = lambda: torch.autocast(device.type, torch.bfloat16) if run.bf16 else contextlib.nullcontext()
     timed = Profile(device) if profile else NoProfile()
@@ -208,14 +217,14 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
         if rank == 0:
             kept = {"step": step, "seconds": elapsed(), "tokens": tokens, "environment": environment(t), "data": run.key}
             try:
-                runs.save(where / "checkpoints", step, lambda f: write_model(f, model, run.tokenizer), optimizer.state(names), kept, t.keep)
+                runs.save(where / "checkpoints", step, lambda f: write(f, run, trained), optimizer.state(names), kept, t.keep)
                 last_saved = step
             except OSError as e:
                 show.note(f"the checkpoint at step {step} could not be written ({e}); the one before it is kept")
         distributed.barrier()
 
     def check():
-        held = evaluate(model, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
+        held = evaluate(trained, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
         held["bits_per_byte"] = bits_per_byte(run, held["loss"])
         if rank == 0:
             metrics.write(step=step, **{f"valid_{k}": v for k, v in held.items() if v is not None})
@@ -237,7 +246,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     held = check() if step == 0 else None
     with stop, ThreadPoolExecutor(1) as loader:
         ahead = loader.submit(batches_of, run, step, rank, world)
-        model.train()
+        trained.train()
         while not (steps is not None and step >= steps) and not distributed.agree(t.seconds is not None and elapsed() >= t.seconds):
             if distributed.any(stop.asked):
                 break
@@ -260,7 +269,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
                     total += loss.metrics["loss"]
                 mean = distributed.total(total.item()) / max(1, count)
                 with timed("clipping"):
-                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), t.clip if t.clip else math.inf, foreach=True).item()
+                    norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), t.clip if t.clip else math.inf, foreach=True).item()
                 if math.isfinite(mean) and math.isfinite(norm):
                     with timed("optimizer"):
                         optimizer.step()
@@ -315,6 +324,25 @@ def environment(t):
     """What bit-for-bit resuming depends on."""
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "world": distributed.world(),
             "instructions": torch.backends.cpu.get_cpu_capability(), "matmul": torch.get_float32_matmul_precision()}  # fmt: skip
+
+
+def beside(trained, given=None):
+    """{name: tensor} of what an objective trains beside the model; given: values to set them to."""
+    if not isinstance(trained, objectives.Joint):
+        return {}
+    shared = {id(p) for p in trained.model.parameters()}
+    own = {n: p for n, p in trained.beside.named_parameters() if id(p) not in shared}
+    with torch.no_grad():
+        for name, value in (given or {}).items():
+            own[name].copy_(value)
+    return own
+
+
+def write(where, run, trained):
+    """The files of a checkpoint: the model, its tokenizer, and what the objective trains beside it."""
+    write_model(where, run.model, run.tokenizer)
+    if own := beside(trained):
+        files.write_tensors(where / "objective.safetensors", own)
 
 
 def write_model(where, model, tokenizer):

@@ -1,0 +1,62 @@
+"""What every objective shares. A loss is a sum over targets, with their number: whoever adds several up (accumulation, ranks, an
+evaluation) divides once, by the global number, and so gets the loss and gradient of one large batch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Loss:
+    """value: sum over targets (carries the gradient). count: targets. metrics: {name: sum over targets}, detached."""
+
+    value: torch.Tensor
+    count: int
+    metrics: dict
+
+
+class Objective:
+    """`batch` makes examples from rows of running text, `pairs` from pairs of texts (or other examples); `loss` scores a model on
+    them.
+
+    module: parameters of the objective's own (ELECTRA's generator, SpanBERT's boundary head), trained with the model and left behind
+    when the objective is done; then `run` works with both.
+    """
+
+    topologies: tuple = ("Decoder", "Encoder", "EncoderDecoder")
+    outputs: tuple = ("lm",)  # of models that can carry it
+    reads: tuple = ("text",)  # running text, pairs, or both
+    joined = False  # does it put a pair into one row?
+    extra = 0  # tokens that a row needs beyond the model's length
+    sentinels = 0  # <extra_id_N> tokens that its tokenizer must have
+    smoothing = 0.0
+    module: nn.Module | None = None
+
+    def prepare(self, model):
+        """Called once with the model before training; makes `module` where there is one."""
+
+    def loss(self, model, batch):
+        """Of a model that scores tokens by itself; model: it, or `Joint`."""
+        out = model(**batch.inputs, labels=batch.labels, smoothing=self.smoothing)
+        metrics = {"loss": out["plain"]}
+        if not torch.is_grad_enabled():  # evaluation
+            metrics["accuracy"] = out["hits"]
+        return Loss(out["loss"] + out["auxiliary"] * batch.count if "auxiliary" in out else out["loss"], batch.count, metrics)
+
+
+class Joint(nn.Module):
+    """A model and what its objective trains beside it, as one module with one forward pass."""
+
+    def __init__(self, model, objective):
+        super().__init__()
+        self.model, self.beside = model, objective.module
+        self._objective = (objective,)  # in a tuple: it is no part of the module
+
+    def forward(self, **inputs):
+        return self._objective[0].run(self.model, **inputs)
+
+
+def joint(model, objective):
+    """The model, or where the objective has parameters of its own, both."""
+    return model if objective.module is None else Joint(model, objective)
