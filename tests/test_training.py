@@ -23,7 +23,7 @@ from qkv.checkpoints.files import CheckpointError, read_tensors
 from qkv.data import tokenizer as tokenizers
 from qkv.models import account
 from qkv.models import loss as loss_of
-from qkv.training import folder, loop, machine, optim, recipe
+from qkv.training import assemble, folder, loop, machine, optim, recipe
 
 TEXT = "".join(f"line {i}: {i * i} is the square of {i}.\n" for i in range(600))
 SMALL = {"dim": 32, "layers": 2, "heads": 2, "length": 16}
@@ -162,13 +162,13 @@ def test_the_error_of_a_product_is_told_from_that_of_float32(monkeypatch):
 def test_a_step_that_does_not_fit_says_what_would(source, monkeypatch):
     model = qkv.create("gpt-nano")
     each, need = account.activation_bytes(model), account.training_bytes(model)
-    monkeypatch.setattr(loop.runtime, "free_memory", lambda: need + 3 * each + 1)
-    loop.fits(model, 3, torch.device("cpu"), "batch")
+    monkeypatch.setattr(assemble.runtime, "free_memory", lambda: need + 3 * each + 1)
+    assemble.fits(model, 3, torch.device("cpu"), "batch")
     with pytest.raises(ValueError, match=r"train.batch=4: a step needs about .* batch=3 would fit"):
-        loop.fits(model, 4, torch.device("cpu"), "batch")
-    monkeypatch.setattr(loop.runtime, "free_memory", lambda: need)
+        assemble.fits(model, 4, torch.device("cpu"), "batch")
+    monkeypatch.setattr(assemble.runtime, "free_memory", lambda: need)
     with pytest.raises(ValueError, match="not one row fits"):
-        loop.fits(model, 4, torch.device("cpu"), "batch")
+        assemble.fits(model, 4, torch.device("cpu"), "batch")
 
 
 def test_a_profile_accounts_for_the_steps_and_counts_flops(source, tmp_path):
@@ -180,7 +180,7 @@ def test_a_profile_accounts_for_the_steps_and_counts_flops(source, tmp_path):
     loop.train(r, tmp_path, show=show, profile=True)
     text = "\n".join(lines)
     assert "4 steps" in text and "backward" in text and "waiting for data" in text and "MFU" in text
-    model = loop.assemble(r).model
+    model = assemble.assemble(r).model
     per_token = 3 * sum(account.flops(model).values())
     told = float(re.search(r"([\d.,]+) MFLOPs a token", text)[1].replace(",", "")) * 1e6
     assert told == pytest.approx(per_token, rel=0.15)

@@ -30,16 +30,16 @@ def _fault(place):
         raise OSError(28, "No space left on device (QKV_FAULT)")
 
 
-def save(folder, step, write_model, tensors, state, keep=2):
+def save(folder, step, write_model, tensors, state, keep=2, again=False):
     """Writes folder/step-N and deletes what is older than the newest `keep`, after the new one is safe.
 
-    write_model(where) writes the model's files. Raises OSError on a full disk; what was there before is kept then.
+    again: even where that step is saved already. write_model(where) writes the model's files. Raises OSError on a full disk; what was there before is kept then.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
     if final.exists():
-        if not problem(final):
+        if not again and not problem(final):
             return final  # this step is already saved
         shutil.rmtree(final)
     for stale in folder.glob("*.tmp-*"):

@@ -9,7 +9,7 @@ def open_model(what):
     from ..checkpoints import runs
     from ..data import DataError
     from ..data import tokenizer as tokenizers
-    from ..training import folder, loop
+    from ..training import assemble, folder
 
     runtime.keep_memory()
     run = folder.find(what)
@@ -30,5 +30,5 @@ def open_model(what):
         tokenizer = tokenizers.load(where)
     except DataError as e:
         raise ValueError(f"{e}; put the model's tokenizer there") from None
-    loop.check_vocabulary(tokenizer, model.config, where)
+    assemble.check_vocabulary(tokenizer, model.config, where)
     return model, tokenizer, where

@@ -4,16 +4,20 @@ HELP = """
 qkv eval WHAT [FILE] [key=value ...]
 
 Loss, perplexity and bits a byte of a model on a text (a decoder), on masked tokens (an encoder, masks drawn by seed), or loss and
-BLEU on pairs (an encoder-decoder; FILE and target=FILE are aligned by line). Without a file: the run's own held-out text.
+BLEU on pairs (an encoder-decoder; FILE and target=FILE are aligned by line). A fine-tuned run: the metrics of its task on labelled
+examples, and its answers, one JSON object a line. Without a file: the run's own held-out text or examples.
 
   qkv eval last
   qkv eval last other.txt
   qkv eval runs/multi30k-... data=multi30k part=test_2016_flickr beams=5
   qkv eval runs/mine en.test target=de.test
 
-keys: target  data  part  languages (en-de)  beams (0: greedy)  penalty (1)  batches (all)  limit (pairs answered, 1000)  field  split  errors  length
+  qkv eval last test.tsv out=answers.jsonl                         a fine-tuned run on other examples
+  qkv eval last part=test                                          the test part of its data set
+
+keys: out  target  data  part  languages (en-de)  beams (0: greedy)  penalty (1)  batches (all)  limit (pairs answered, 1000)  field  split  errors  length
 """
-KEYS = ("target", "data", "part", "languages", "beams", "penalty", "batches", "field", "split", "errors", "length", "limit")
+KEYS = ("target", "data", "part", "languages", "beams", "penalty", "batches", "field", "split", "errors", "length", "limit", "out")
 
 
 def run(words, verb):
@@ -38,7 +42,10 @@ def run(words, verb):
     cfg = model.config
     kind = type(cfg).__name__
     run_folder = folder.find(what)
-    settings = recipe.resolve(recipe.load(run_folder / "recipe.toml")).data if run_folder else data.Data()
+    whole = recipe.resolve(recipe.load(run_folder / "recipe.toml")) if run_folder else None
+    settings = whole.data if whole else data.Data()
+    if whole and whole.train.task:
+        return _task(model, tokenizer, whole, run_folder, source, given)
     length = min(given.get("length") or settings.length or cfg.length, cfg.length)
     reading = {k: given[k] for k in ("field", "split", "errors") if k in given}
     rows = shard = None
@@ -65,7 +72,10 @@ def run(words, verb):
             shard = _shards(corpus.valid(), tokenizer)
     else:
         raise ValueError("name the file to score on: qkv eval FOLDER FILE")
-    objective = objectives.make("auto", cfg, tokenizer, rows is not None)
+    asked = whole.train.objective if whole and (rows is not None) == settings.paired else "auto"
+    objective = objectives.make(asked, cfg, tokenizer, rows is not None, **({"mask_rate": whole.train.mask_rate} if whole else {}))
+    if objective.module is not None or asked != objectives.usual(cfg, rows is not None):
+        objective.prepare(model)
     if rows is not None:
         rows = rows[: given.get("limit", 1000)]
         ids = [tuple(zip_ids) for zip_ids in zip(*(tokenizer.encode_all([r[i] for r in rows]) for i in (0, 1)))]
@@ -82,7 +92,8 @@ def run(words, verb):
         batches = itertools.islice(batches, given["batches"])
     held = evaluate(model, objective, track(batches, "scoring"))
     print(f"loss        {held['loss']:.4f} a token")
-    print(f"perplexity  {held['perplexity']:,.3f}")
+    if "perplexity" in held:
+        print(f"perplexity  {held['perplexity']:,.3f}")
     if held["accuracy"] is not None:
         print(f"accuracy    {100 * held['accuracy']:.2f} %")
     if shard is not None and kind == "Decoder":
@@ -91,6 +102,40 @@ def run(words, verb):
         print(f"bits a byte {held['loss'] / math.log(2) * len(shard) / max(1, shard.nbytes):.4f}")
     if rows is not None:
         _answers(quick(model, "fp32", None), tokenizer, rows, given)
+
+
+def _task(model, tokenizer, whole, run_folder, source, given):
+    """Scores a fine-tuned run and writes what it says."""
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    from .. import objectives
+    from ..evaluation.tasks import judge
+    from ..training import assemble
+
+    kind, d = objectives.task_of(whole.train.task), whole.data
+    if tokenizer.pad is None:
+        tokenizer.pad = model.config.pad
+    objective = objectives.make_task(whole.train.task, model.config, tokenizer, d.length or model.config.length)
+    if source:
+        found = kind.read(dataclasses.replace(d, source=source), source, given.get("part", "test"))
+    elif given.get("part"):
+        found = kind.read(d, d.source, given["part"])
+    else:
+        found = assemble.labelled(d, kind).valid
+    items = objective.encode(found)
+    held, said = judge(model, objective, items, tokenizer, progress=lambda x: track(x, "answering"))
+    for name, value in held.items():
+        print(f"{name:11s} {value:.4f}" if name == "loss" else f"{name:11s} {100 * value:.2f} %")
+    out = Path(given.get("out") or run_folder / "predictions.jsonl")
+    seen = set()
+    with open(out, "w", encoding="utf-8") as f:
+        for i, s in zip(items, said):
+            if i["where"] not in seen:  # a long text has several windows
+                seen.add(i["where"])
+                f.write(json.dumps({"where": i["where"], "said": s, "wanted": i["wanted"]}, ensure_ascii=False) + "\n")
+    print(f"{len(seen)} answers are in {out}")
 
 
 def track(things, about):

@@ -102,9 +102,11 @@ class Show:
         return sum(part) / len(part) if part else math.nan
 
     def evaluated(self, step, held):
+        from ..evaluation.loss import described
+
         self.held.append((step, held))
         if self.mode == "plain":
-            print(f"step {step}  held-out loss {held['loss']:.4f}  perplexity {held['perplexity']:,.2f}", flush=True)
+            print(f"step {step}  held-out loss {held['loss']:.4f}  {described(held)}", flush=True)
 
     def sample(self, step, text):
         self.text = text
@@ -117,6 +119,8 @@ class Show:
             print(f"note: {text}", flush=True)
 
     def view(self):
+        from ..evaluation.loss import described
+
         width = max(30, min(self.console.width, 110) - 6)
         left = ""
         share = self.share()
@@ -134,8 +138,8 @@ class Show:
             grid.add_row(
                 "held out",
                 f"[bold green]{h['loss']:.3f}[/bold green] from {self.held[0][1]['loss']:.3f}",
-                "perplexity",
-                f"{h['perplexity']:,.1f}{bits}",
+                described(h).partition(" ")[0],
+                f"{described(h).partition(',')[0].partition(' ')[2]}{bits}",
             )
         parts = [
             bar,

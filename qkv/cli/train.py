@@ -17,14 +17,20 @@ Nothing at all trains a small GPT for a minute on text that ships with Python.
   qkv train transformer-nano data=task:reverse                     an encoder-decoder on generated pairs
   qkv train transformer-mini data=en.txt target=de.txt             your own line-aligned pairs
   qkv train last steps=4000                                        go on, bit for bit, to a later end
+  qkv train bert-mini init=last task=classification data=sst2      fine-tune what was just pre-trained
+  qkv train bert-mini objective="masked(unit=span, rate=0.2)"      another objective, with its arguments
   qkv train gpt-mini --ranks 2                                     two processes (torchrun), the same losses
 
 keys (model.*, data.*, train.*; the section may be left out):
   data     source target valid holdout field split languages tokenizer vocab length across errors
-  train    objective steps epochs seconds batch tokens accumulate lr schedule warmup optimizer muon_lr weight_decay
+           text pair label choices task (columns of labelled examples)
+  train    objective task init freeze layer_decay patience steps epochs seconds batch tokens accumulate lr schedule warmup optimizer muon_lr weight_decay
            beta1 beta2 clip precision compile threads seed device eval_every eval_batches save_every sample_every
            sample_tokens keep prompt smoothing mask_rate
   model    every field of `qkv show PRESET --fields`
+
+objectives: causal prefix masked sentences detect contrastive (running text), seq2seq denoise corrupt (encoder-decoders)
+tasks: classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
 
 --plain prints lines instead of the live panel, --quiet only the end. --profile says where the time went, and what share of the
 machine's peak was used (MFU; `qkv bench` measures the peak).
@@ -33,9 +39,17 @@ Ctrl-C saves and leaves; the run goes on with `qkv train last`.
 """
 
 
-def defaults(preset):
-    """What a preset is trained on when nothing is said."""
+TASK = {"epochs": 4.0, "batch": 32, "lr": 5e-4, "schedule": "linear", "warmup": 50, "weight_decay": 0.01}  # fine-tuning
+
+
+def defaults(preset, task=False):
+    """What a preset is trained on when nothing is said. task: labelled examples are given."""
     from .. import models
+
+    if task:
+        kind = type(models.preset(preset)).__name__
+        data = {"tokenizer": "wordpiece"} if kind == "Encoder" else {}
+        return {"model": {"preset": preset}, "data": data, "train": dict(TASK)}
 
     kind, objective = type(models.preset(preset)).__name__, models.objective_of(preset)
     pairs = kind == "EncoderDecoder" and not objective
@@ -128,7 +142,8 @@ def prepare(what, words):
         raw, name = recipe.load(path), path.stem
     else:
         loop.known_presets(what)
-        raw, name = defaults(what), what
+        task = any(w.startswith(("task=", "train.task=")) and w.partition("=")[2] not in ("", "none") for w in words)
+        raw, name = defaults(what, task), what
     preset = next((w.partition("=")[2] for w in words if w.startswith(("preset=", "model.preset="))), raw["model"].get("preset"))
     fields = {f.name for f in dataclasses.fields(models.preset(preset))} if isinstance(preset, str) and words else set()
     over = recipe.parse_overrides(words, fields)
@@ -147,6 +162,10 @@ def prepare(what, words):
             )
     elif path is None and not str(over["data"].get("source", "task:")).startswith("task:") and raw["data"].get("tokenizer") == "char":
         del raw["data"]["tokenizer"]  # characters are for generated tasks
+    if over["train"].get("init"):  # `last` means another run once this one is there
+        over["train"]["init"] = str(folder.find(str(over["train"]["init"])) or over["train"]["init"])
+    if over["train"].get("task") and "source" not in {**raw["data"], **over["data"]}:
+        raise recipe.RecipeError(f"train.task={over['train']['task']} needs labelled examples: data=FILE, or a data set of `qkv ls data`")
     r = recipe.resolve({s: raw[s] | over[s] for s in raw}, name)
     if where is None:
         models.preset(r.model["preset"], **{k: v for k, v in r.model.items() if k != "preset"})  # refused now, not in every rank
@@ -165,6 +184,7 @@ def newest(where):
 
 def ending(where, held, show, r):
     """What is printed when a run is over: the result, a sample, and what to do next."""
+    from ..evaluation.loss import described
     from ..training import folder
     from .panel import brief
 
@@ -173,16 +193,12 @@ def ending(where, held, show, r):
     if held is None:
         print(f"interrupted at step {show.now}; everything is saved. Go on with: qkv train {where}")
         return
-    print(
-        f"held-out loss {held['loss']:.3f}"
-        + (f" (untrained: {untrained:.3f})" if untrained else "")
-        + f", perplexity {held['perplexity']:,.1f}"
-    )
+    print(f"held-out loss {held['loss']:.3f}" + (f" (untrained: {untrained:.3f})" if untrained else "") + f", {described(held)}")
     if show.text and show.mode != "plain":
         print(f"sample: {brief(show.text, 110)}")
     more = f"steps={2 * show.now}" if r.train.seconds is None else f"seconds={int(2 * r.train.seconds)}"
     look = {"Decoder": f'qkv generate {where} "The "', "EncoderDecoder": f'qkv generate {where} "a text to answer"'}.get(
-        show.kind, f"qkv eval {where}"
+        "" if r.train.task else show.kind, f"qkv eval {where}"
     )
     print(f"\nrun folder: {where}\ntry next:\n  {look}\n  qkv train {where} {more}")
 

@@ -24,7 +24,7 @@ def _fits(slot, text, key, value, default):
 
 def _literal(node, text):
     if isinstance(node, ast.Name):  # a bare word is a string: rope(scaling=linear)
-        return node.id
+        return {"true": True, "false": False, "none": None}.get(node.id, node.id)
     try:
         return ast.literal_eval(node)
     except ValueError:

@@ -19,7 +19,9 @@ class Data:
     valid, valid_target: held-out files; without them a share `holdout` is held out, of documents by hash, of fewer than 20 documents
     each one's end. field: of JSON lines. split: a document a file or a line. languages: from-to, of a data set that has several.
     tokenizer: bpe, wordpiece, unigram, char, or a file or folder. vocab: size of a trained one. length: tokens a row.
-    across: let attention run over document ends. errors: strict or replace, for bytes that are not UTF-8. count: pairs of a task."""
+    across: let attention run over document ends. errors: strict or replace, for bytes that are not UTF-8. count: pairs of a task.
+    text, pair, label, choices, task: columns of labelled examples, by name or number from 1 on (choices: one of lists, or several by
+    commas; task: what a row's task is called)."""
 
     source: str = "pydoc"
     target: str | None = None
@@ -35,6 +37,11 @@ class Data:
     across: bool = False
     errors: str = "strict"
     count: int = 20000
+    text: str | int | None = None
+    pair: str | int | None = None
+    label: str | int | None = None
+    choices: str | None = None
+    task: str | None = None
 
     def __post_init__(self):
         if not 0 < self.holdout < 1:
@@ -57,6 +64,10 @@ class Corpus:
     valid: object
     key: str
     paired: bool
+
+    def texts(self):
+        """The training texts, what a tokenizer is trained on."""
+        return (t for pair in self.train for t in pair) if self.paired else self.train()
 
 
 def open_corpus(cfg):
@@ -134,8 +145,7 @@ def make_tokenizer(cfg, corpus, sentinels=0):
     if cfg.tokenizer not in tokenizers.KINDS:
         tokenizer = tokenizers.load(cfg.tokenizer)
     else:
-        texts = (t for pair in corpus.train for t in pair) if corpus.paired else corpus.train()
-        tokenizer = tokenizers.train(cfg.tokenizer, texts, (cfg.vocab or 4096) - sentinels)
+        tokenizer = tokenizers.train(cfg.tokenizer, corpus.texts(), (cfg.vocab or 4096) - sentinels)
     if sentinels > len(tokenizer.sentinel_ids()):
         tokenizer.add_sentinels(sentinels)
     return tokenizer

@@ -113,16 +113,17 @@ class Windows:
 
 
 class Pairs:
-    """Pairs of token lists in batches of similar length, at most `tokens` per side with its padding.
+    """Pairs of token lists in batches of similar length, at most `tokens` per side with its padding, and at most `rows` of them; or other
+    items, whose lengths are `size`.
 
     An epoch is shuffled, cut into pools, sorted by length within a pool and cut into batches, whose order is shuffled again.
     """
 
-    def __init__(self, pairs, *, tokens=4096, seed=0, pool=100):
+    def __init__(self, pairs, *, tokens=4096, seed=0, pool=100, rows=None, size=None):
         if not pairs:
             raise DataError("there are no pairs to learn from")
-        self.pairs, self.tokens, self.seed, self.pool = pairs, tokens, seed, pool
-        self.size = np.array([(len(a), len(b)) for a, b in pairs])
+        self.pairs, self.tokens, self.seed, self.pool, self.most = pairs, tokens, seed, pool, rows
+        self.size = np.array([(len(a), len(b)) for a, b in pairs]) if size is None else np.stack([size, size], 1)
         self._epochs = {}
         self._sizes = []
 
@@ -134,7 +135,7 @@ class Pairs:
         if number not in self._epochs:
             r = rng(self.seed, number, 2)
             order = r.permutation(len(self.pairs))
-            per = max(1, self.tokens // max(1, int(self.size.max(1).mean())))
+            per = self.most or max(1, self.tokens // max(1, int(self.size.max(1).mean())))
             batches = []
             for i in range(0, len(order), per * self.pool):
                 part = order[i : i + per * self.pool]
@@ -148,7 +149,7 @@ class Pairs:
         out, now, longest = [], [], 0
         for i in order:
             size = max(longest, int(self.size[i].max()))
-            if now and size * (len(now) + 1) > self.tokens:
+            if now and (size * (len(now) + 1) > self.tokens or len(now) == self.most):
                 out.append(now)
                 now, size = [], int(self.size[i].max())
             now.append(int(i))

@@ -25,7 +25,7 @@ class File:
 
 @dataclass(frozen=True)
 class Published:
-    """files: {part: File}. kind: text (parts are splits) or pairs (parts are split.language)."""
+    """files: {part: File}. kind: text or examples (parts are splits), or pairs (parts are split.language)."""
 
     about: str
     kind: str
@@ -66,6 +66,72 @@ PUBLISHED = {
         "pairs",
         "for research",
         {part: File(f"mt_multi30k/{part}.gz", f"{_MULTI30K}{part}.gz", digest) for part, digest in _MULTI30K_HASHES.items()},
+    ),
+    "sst2": Published(
+        "Stanford Sentiment Treebank, whole sentences, 0 or 1: 6,920 to train, 872 held out, 1,821 test (task=classification)",
+        "examples",
+        "not stated",
+        {
+            "train": File(
+                "cls_sst2/train.tsv.gz",
+                "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/data/SST2/train.tsv",
+                "ec192f833a64da08f475488a77b0d0b47db47acd0f458bd18433fc793b569920",
+            ),
+            "valid": File(
+                "cls_sst2/dev.tsv",
+                "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/data/SST2/dev.tsv",
+                "eddea6b39e601dd4e7a672b53cc40fdf6019fa80522f351206c24340ca5d9359",
+            ),
+            "test": File(
+                "cls_sst2/test.tsv",
+                "https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/master/data/SST2/test.tsv",
+                "831169c7e2e429d6026e1bdbb542f33b636e3e596caad9602ebc953c205928b7",
+            ),
+        },
+    ),
+    "wnut17": Published(
+        "WNUT-17, entities of tweets, 6 types: 3,394 sentences to train, 1,009 held out, 1,287 test (task=tagging)",
+        "examples",
+        "CC BY 4.0",
+        {
+            "train": File(
+                "ner_wnut17/train.conll.gz",
+                "https://raw.githubusercontent.com/leondz/emerging_entities_17/master/wnut17train.conll",
+                "731820e13f71af324c6b55a1575ec2ce59fbaa2a0806f8f0400b98d56cd6a7a5",
+            ),
+            "valid": File(
+                "ner_wnut17/dev.conll.gz",
+                "https://raw.githubusercontent.com/leondz/emerging_entities_17/master/emerging.dev.conll",
+                "e053b752b8155113ca66e7db08af5f2f5f43ab993694e4774f1ec5bad42312d8",
+            ),
+            "test": File(
+                "ner_wnut17/test.conll.gz",
+                "https://raw.githubusercontent.com/leondz/emerging_entities_17/master/emerging.test.annotated",
+                "2aa79b764e56ec9264a1b30fdd9b70195bd00ff400b62edd8f399d5f13c178f0",
+            ),
+        },
+    ),
+    "ncbi-disease": Published(
+        "NCBI disease, names of diseases in PubMed abstracts: 5,424 sentences to train, 923 held out, 940 test (task=tagging)",
+        "examples",
+        "CC BY 4.0",
+        {
+            "train": File(
+                "ner_ncbi_disease/train.tsv.gz",
+                "https://raw.githubusercontent.com/cambridgeltl/MTL-Bioinformatics-2016/master/data/NCBI-disease-IOB/train.tsv",
+                "58379baf4614b8d757d93dd7a21b202849ca99f9b9d71b49185523ff5443300c",
+            ),
+            "valid": File(
+                "ner_ncbi_disease/dev.tsv.gz",
+                "https://raw.githubusercontent.com/cambridgeltl/MTL-Bioinformatics-2016/master/data/NCBI-disease-IOB/devel.tsv",
+                "b4e1e7efcc2a35047bf2f3d281648357470e674f555d4a26a0049ac37d59cc61",
+            ),
+            "test": File(
+                "ner_ncbi_disease/test.tsv.gz",
+                "https://raw.githubusercontent.com/cambridgeltl/MTL-Bioinformatics-2016/master/data/NCBI-disease-IOB/test.tsv",
+                "8f088ce45dc4746592188f9e69de3d89d87f3bb8f0ed8c4a287d018123fa148d",
+            ),
+        },
     ),
 }
 

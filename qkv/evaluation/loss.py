@@ -20,4 +20,15 @@ def evaluate(model, objective, batches, device="cpu", autocast=contextlib.nullco
     model.train(was)
     count = total(count)
     out = {k: total(v) / max(1, count) for k, v in sorted(sums.items())}
-    return {"loss": out["loss"], "perplexity": math.exp(min(50.0, out["loss"])), "accuracy": out.get("accuracy")}
+    perplexity = {"perplexity": math.exp(min(50.0, out["loss"]))} if objective.scores_tokens else {}
+    return {"loss": out["loss"], **perplexity, "accuracy": out.get("accuracy")}
+
+
+def described(held):
+    """Everything but the loss, in words: "perplexity 12.3, accuracy 81.2 %"."""
+    words = []
+    for name, value in held.items():
+        if name in ("loss", "bits_per_byte") or value is None:
+            continue
+        words.append(f"{name} {value:,.2f}" if name == "perplexity" else f"{name} {100 * value:.1f} %")
+    return ", ".join(words)

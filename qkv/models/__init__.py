@@ -65,6 +65,20 @@ def create(name, **fields):
     return build(preset(name, **fields))
 
 
+def adapt(model, **fields):
+    """A model with fields of its config changed, whose weights are those of `model` wherever name and shape agree; the rest, such as
+    another head, begins anew."""
+    from ..checkpoints import table
+
+    new = build(replace(model.config, **fields)).to(next(model.parameters()).dtype)
+    mine, theirs = table.parameters(new)[0], table.parameters(model)[0]
+    with torch.no_grad():
+        for name, value in mine.items():
+            if name in theirs and theirs[name].shape == value.shape:
+                value.copy_(theirs[name])
+    return new
+
+
 def build(cfg, published=None, family=None):
     """A model of a config. published: the class whose layout it is saved in, found from the config where it can be."""
     model = cfg.build()

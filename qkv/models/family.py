@@ -69,8 +69,11 @@ class Family:
         try:
             raw = self.before(dict(raw), cls)
             fields = keys_of.read(raw, self.keys, neutral=self.neutral, fixed=self.fixed, where=where)
-            labels = raw.get("num_labels") or (len(raw["id2label"]) if raw.get("id2label") else 2)
-            return self.make(cls, **(fields | {"labels": labels}))
+            named = raw.get("id2label") or {}
+            labels = raw.get("num_labels") or len(named) or 2
+            names = tuple(str(named[k]) for k in sorted(named, key=int)) if len(named) == labels else None
+            names = None if names == tuple(f"LABEL_{i}" for i in range(labels)) else names
+            return self.make(cls, **(fields | {"labels": labels, "label_names": names}))
         except (ValueError, TypeError, AttributeError, KeyError) as e:
             if str(e).startswith(where):
                 raise
@@ -91,8 +94,8 @@ class Family:
         try:
             raw = {k.theirs: k.save(getattr(cfg, k.ours)) for k in self.keys if k.ours in have}
             if cfg.output in ("sequence", "tokens"):
-                raw["id2label"] = {str(i): f"LABEL_{i}" for i in range(cfg.labels)}
-                raw["label2id"] = {f"LABEL_{i}": i for i in range(cfg.labels)}
+                names = cfg.label_names or tuple(f"LABEL_{i}" for i in range(cfg.labels))
+                raw["id2label"], raw["label2id"] = {str(i): n for i, n in enumerate(names)}, {n: i for i, n in enumerate(names)}
             raw = self.after(raw, cfg) | {"architectures": [cls], "model_type": self.name}
             same = self.read(raw, cls)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # a slot that this family cannot name

@@ -43,7 +43,7 @@ class Shape:
     types: token types. tie: output matrix = token embedding. numbering: where position numbers come from when none are given:
     index (0, 1, 2 ...), tokens (counts ids that are not `pad`), mask (counts attention_mask).
     pad_trains: does the padding id's vector get gradients?
-    output: what stands on top. labels: classes of a classifier. pad, bos, eos (one or several), start: token ids.
+    output: what stands on top. labels: classes of a classifier, label_names: what they are called. pad, bos, eos (one or several), start: token ids.
     """
 
     vocab: int
@@ -76,6 +76,7 @@ class Shape:
     pad_trains: bool = True
     output: str = "hidden"
     labels: int = 2
+    label_names: tuple[str, ...] | None = None
     pad: int | None = None
     bos: int | None = None
     eos: int | tuple[int, ...] | None = None
@@ -91,6 +92,8 @@ class Shape:
         for name in ("norm_eps", "init_std"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: must be a number above 0")
+        if self.label_names is not None and len(self.label_names) != self.labels:
+            raise ValueError(f"label_names has {len(self.label_names)} names and labels={self.labels}")
         if self.types < 0:
             raise ValueError(f"types={self.types}: must be 0 or more")
         if self.numbering == "tokens" and self.pad is None:

@@ -8,6 +8,7 @@ from ..words import nearest
 from .base import Joint, Loss, Objective, joint
 from .language import Causal, Contrastive, Detection, Masked, Prefix, Sentences
 from .restore import Corrupt, Denoise, SequenceToSequence
+from .tasks import TASKS
 
 OBJECTIVES = {
     "causal": Causal,
@@ -84,4 +85,35 @@ def make(text, config, tokenizer, paired, *, mask_rate=0.15, smoothing=0.0):
     return build("train.objective", text, OBJECTIVES, **given)
 
 
-__all__ = ["OBJECTIVES", "Causal", "Joint", "Loss", "Masked", "Objective", "SequenceToSequence", "joint", "kind_of", "make", "usual"]
+def task_of(text):
+    """The class of a task that is written `name` or `name(argument=value)`. Raises ValueError."""
+    try:
+        name = parse(text)[0]
+    except ValueError as e:
+        raise ValueError(f"train.task: {e}") from None
+    if name not in TASKS:
+        raise ValueError(f"train.task='{name}' is not one of {', '.join(TASKS)}.{nearest(name, TASKS)}")
+    return TASKS[name]
+
+
+def make_task(text, config, tokenizer, length, smoothing=0.0):
+    """The task that is written so, for a model that carries it."""
+    return build("train.task", text, TASKS, tokenizer=tokenizer, config=config, length=length, smoothing=smoothing)
+
+
+__all__ = [
+    "OBJECTIVES",
+    "TASKS",
+    "Causal",
+    "Joint",
+    "Loss",
+    "Masked",
+    "Objective",
+    "SequenceToSequence",
+    "joint",
+    "kind_of",
+    "make",
+    "make_task",
+    "task_of",
+    "usual",
+]

@@ -31,6 +31,7 @@ class Objective:
     extra = 0  # tokens that a row needs beyond the model's length
     sentinels = 0  # <extra_id_N> tokens that its tokenizer must have
     smoothing = 0.0
+    scores_tokens = True  # is the loss that of tokens, so that perplexity means something?
     module: nn.Module | None = None
 
     def prepare(self, model):

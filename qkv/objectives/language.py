@@ -105,7 +105,7 @@ class Masked(Objective):
 
     def prepare(self, model):
         if self.boundary:
-            self.module = Boundary(model.config.dim, model.config.embed_dim or model.config.dim, self.most + 1)
+            self.module = Boundary(model.config.dim, model.config.embed_dim or model.config.dim, PIECES * self.most)
 
     def choose(self, ids, rng):
         """(chosen (B, T), fate (B, T) in [0, 1), number of the span or -1 (B, T))."""
@@ -157,10 +157,13 @@ class Masked(Objective):
         )
         stop = stop.flip(1).cummin(1)[0].flip(1).flatten()[at]
         left, right = hidden[row, (start - 1).clamp(min=0)], hidden[row, (stop + 1).clamp(max=T - 1)]
-        states = self.module(left, right, (index - start).clamp(max=self.most))
+        states = self.module(left, right, index - start)
         head = model.head
         more, _, _ = token_loss(states, head.out.weight, head.bias, labels, 0.0)
         return out | {"loss": out["loss"] + more}
+
+
+PIECES = 8  # of a word, at most, that Boundary tells apart
 
 
 class Boundary(nn.Module):
@@ -174,7 +177,7 @@ class Boundary(nn.Module):
         nn.init.normal_(self.place.weight, std=0.02)
 
     def forward(self, left_ND, right_ND, place_N):
-        x = self.norm1(F.gelu(self.up(torch.cat([left_ND, right_ND, self.place(place_N)], -1))))
+        x = self.norm1(F.gelu(self.up(torch.cat([left_ND, right_ND, self.place(place_N.clamp(max=self.place.num_embeddings - 1))], -1))))
         return self.norm2(F.gelu(self.down(x)))
 
 
@@ -196,6 +199,7 @@ class Sentences(Masked):
         if config.types < 2:
             raise ValueError(f"sentence pairs are told apart by token types: the model needs types=2, not {config.types}")
         self.alone = config.output == "next"
+        self.scores_tokens = False
         self.name = {"pretraining": "seq_relationship_logits", "pretraining-order": "sop_logits", "next": "logits"}[config.output]
 
     def batch(self, rows, rng):
@@ -246,7 +250,7 @@ class Detection(Masked):
     original one. Both are trained together; the embedding is shared. size: the generator's width, as a share. weight: of the
     detection loss (section 3.1)."""
 
-    outputs = ("detect",)
+    outputs, scores_tokens = ("detect",), False
 
     def __init__(self, tokenizer, rate=0.15, size=0.25, weight=50.0, unit="token"):
         super().__init__(tokenizer, rate, 1.0, 0.0, unit)
@@ -310,7 +314,7 @@ class Contrastive(Objective):
     """Each text is nearest to its partner among all of the batch (in-batch negatives; SimCSE, 2021, section 3; Sentence-T5): of pairs,
     or of the two halves of a piece of running text. temperature: cosines are divided by it. pool: mean or cls."""
 
-    topologies, outputs, reads = ("Encoder",), ("hidden",), ("text", "pairs")
+    topologies, outputs, reads, scores_tokens = ("Encoder",), ("hidden",), ("text", "pairs"), False
 
     def __init__(self, tokenizer, temperature=0.05, pool="mean"):
         if temperature <= 0:

@@ -50,14 +50,16 @@ def lowest_words(score_BT, allowed_BT, word_BT, rate):
 
 
 def spans(allowed_BT, word_BT, rate, rng, p=0.2, most=10):
-    """Runs of whole words whose lengths are geometric (p), at most `most`, until `rate` of the tokens are covered (SpanBERT, 2020,
+    """Runs of whole words whose lengths are geometric (p) up to `most`, until `rate` of the tokens are covered (SpanBERT, 2020,
     section 3.1). Returns (chosen (B, T), number of the span that covers each token or -1 (B, T))."""
     B, T = allowed_BT.shape
     budget = max(1, round(rate * T))
-    mean = sum(min(n, most) * p * (1 - p) ** (n - 1) for n in range(1, 200))
+    chances = p * (1 - p) ** np.arange(most)
+    chances /= chances.sum()
+    mean = chances @ np.arange(1, most + 1)
     N = int(3 * budget / mean) + 4
     start = torch.from_numpy(rng.integers(0, T, (B, N)))
-    length = torch.from_numpy(np.minimum(rng.geometric(p, (B, N)), most))
+    length = torch.from_numpy(1 + rng.choice(most, (B, N), p=chances))
     first = word_BT.gather(1, start)
     inside = (word_BT[:, None] >= first[..., None]) & (word_BT[:, None] < (first + length)[..., None])  # (B, N, T)
     inside &= allowed_BT[:, None]
@@ -144,24 +146,18 @@ def delete_tokens(ids, rate, rng):
 
 
 def infill(ids, rate, mask, rng, mean=3.0):
-    """Spans whose lengths are Poisson(mean) become one mask each; a length of 0 puts a mask between two tokens."""
+    """Spans whose lengths are Poisson(mean) become one mask each, `rate` of the tokens in all; a length of 0 puts a mask between two
+    tokens. Spans do not touch."""
     budget, lengths = round(rate * len(ids)), []
-    while sum(lengths) < budget and len(lengths) < len(ids):
+    while sum(lengths) < budget:
         lengths.append(int(min(rng.poisson(mean), budget - sum(lengths))))
-    gone, before = np.zeros(len(ids), bool), np.zeros(len(ids) + 1, bool)  # before: a mask stands before this token
-    for n in lengths:
-        at = int(rng.integers(0, len(ids) - n + 1))
-        if gone[max(0, at - 1) : at + n + 1].any() or before[at : at + n + 1].any():
-            continue  # spans do not touch
-        gone[at : at + n] = True
-        before[at] = True
-    out = np.empty(len(ids) + int(before.sum()) + 1, dtype=ids.dtype)
-    place = np.arange(len(ids)) + np.cumsum(before[:-1])
-    keep = np.zeros(len(out), bool)
-    out[place], keep[place] = ids, ~gone
-    marks = np.flatnonzero(before) + np.arange(int(before.sum()))
-    out[marks], keep[marks] = mask, True
-    return out[keep]
+    kept = len(ids) - budget
+    lengths = np.array(lengths[: kept + 1])
+    gaps = np.sort(rng.choice(kept + 1, len(lengths), replace=False))  # each between two tokens that stay
+    gone = np.zeros(len(ids), bool)
+    for start, n in zip(gaps + np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths):
+        gone[start : start + n] = True
+    return np.insert(ids[~gone], gaps, mask)
 
 
 def permute_sentences(ids, ends_V, rng):

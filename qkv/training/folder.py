@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+from ..checkpoints import runs as runs_of
 from .recipe import RecipeError
 
 
@@ -43,6 +44,17 @@ def find(name):
         if (path / "recipe.toml").exists():
             return path
     return None
+
+
+def weights(what):
+    """The checkpoint folder that a name stands for: a run's newest, or the folder itself; a hub id as it is."""
+    run = find(what)
+    if run is None:
+        return what
+    where, _ = runs_of.newest(run / "checkpoints")
+    if where is None:
+        raise RecipeError(f"{run} has no checkpoint yet")
+    return where
 
 
 @contextlib.contextmanager

@@ -5,25 +5,23 @@ of all passes and ranks, clip, step. Everything random is keyed by (seed, step),
 """
 
 import contextlib
-import dataclasses
 import math
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
 from .. import data as data_of
-from .. import models, objectives, runtime
+from .. import models, objectives
 from ..checkpoints import files, runs
 from ..data import rng
-from ..data import tokenizer as tokenizers
 from ..evaluation.loss import evaluate
-from ..models import account
+from ..evaluation.tasks import judge
 from ..words import nearest
 from . import distributed, folder, machine, optim, recipe
+from .assemble import assemble
 from .profile import NoProfile, Profile
 
 GRAPHS = 8  # that torch.compile may make of one piece of code
@@ -31,109 +29,6 @@ GRAPHS = 8  # that torch.compile may make of one piece of code
 
 class Diverged(RuntimeError):
     """The loss was not finite five times in a row."""
-
-
-@dataclass
-class Run:
-    """Everything a run is made of, put together from its recipe."""
-
-    recipe: recipe.Recipe
-    tokenizer: object
-    model: torch.nn.Module
-    objective: object
-    train: object
-    valid: object
-    key: str
-    device: torch.device
-    bf16: bool
-    arithmetic: str  # in words
-
-
-def threads(asked):
-    """How many threads to compute with: what was asked, or all cores that this process may use."""
-    cores = runtime.cores()
-    if asked > cores:
-        raise recipe.RecipeError(f"train.threads={asked}: this process may use {cores} cores")
-    return asked or cores
-
-
-def choose_device(asked):
-    """cpu or cuda: what was asked, or the GPU where there is one."""
-    if asked not in ("auto", "cpu", "cuda"):
-        raise recipe.RecipeError(f"train.device={asked!r}: must be auto, cpu or cuda")
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise recipe.RecipeError("train.device=cuda: this machine has no GPU that torch can use; leave it out, or device=cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
-
-
-def assemble(r, weights=None, before=None):
-    """Run of a recipe; weights: a checkpoint folder whose model and tokenizer are taken instead of fresh ones; before: how float32
-    was multiplied when it was saved."""
-    t, d = r.train, r.data
-    runtime.keep_memory()
-    torch.set_num_threads(max(1, threads(t.threads) // distributed.world()))
-    device = torch.device(choose_device(t.device))
-    fields = {k: v for k, v in r.model.items() if k != "preset"}
-    cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
-    corpus = data_of.open_corpus(d)
-    if weights is None:
-        vocab = d.vocab if d.vocab is not None else fields.get("vocab") or max(cfg.vocab, 1024)
-        tokenizer = data_of.make_tokenizer(dataclasses.replace(d, vocab=vocab), corpus, sentinels(t.objective, cfg, corpus.paired))
-        size = fields.get("vocab") or len(tokenizer)
-        if size < len(tokenizer):
-            raise recipe.RecipeError(
-                f"model.vocab={size} is smaller than the tokenizer's {len(tokenizer)} tokens; leave it out, or make it larger"
-            )
-        cfg = models.replace(cfg, vocab=size, pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos)
-        if type(cfg).__name__ == "EncoderDecoder":
-            cfg = models.replace(cfg, start=tokenizer.bos, target_vocab=None)
-        torch.manual_seed(t.seed)
-        model = models.build(cfg)
-    else:
-        tokenizer, model = tokenizers.load(weights), models.load(weights)
-        cfg = model.config
-        check_vocabulary(tokenizer, cfg, weights)
-    objective = objectives.make(t.objective, cfg, tokenizer, corpus.paired, mask_rate=t.mask_rate, smoothing=t.smoothing)
-    torch.manual_seed(t.seed + 1)
-    objective.prepare(model)
-    length = d.length or cfg.length
-    if length > cfg.length:
-        raise recipe.RecipeError(f"data.length={length} is more than the model's {cfg.length} positions (model.length)")
-    extra = getattr(objective, "extra", 0)
-    train, valid = data_of.rows_of(d, corpus, tokenizer, length=length, extra=extra, tokens=t.tokens, seed=t.seed, joined=objective.joined)
-    rows = t.tokens // length if isinstance(train, data_of.Pairs) else t.batch
-    fits(model, max(1, rows // distributed.world()), device, "tokens" if isinstance(train, data_of.Pairs) else "batch")
-    bf16, matmul, arithmetic = machine.settle(t.precision, model, rows * length, device.type, before)
-    torch.set_float32_matmul_precision(matmul)
-    return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16, arithmetic)
-
-
-def sentinels(objective, cfg, paired):
-    """How many sentinels a tokenizer needs for an objective."""
-    return objectives.kind_of(objectives.usual(cfg, paired) if objective == "auto" else objective).sentinels
-
-
-def fits(model, rows, device, key):
-    """Raises where a step's memory cannot be had, saying how much it needs and what would fit."""
-    need, each = account.training_bytes(model), account.activation_bytes(model)
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else runtime.free_memory()
-    if free is not None and need + rows * each > free:
-        fit = int((free - need) // each)
-        length = model.config.length
-        asked, would = (rows * length, fit * length) if key == "tokens" else (rows, fit)
-        say = f"{key}={would} would fit" if fit > 0 else "not one row fits; take a smaller model or data.length"
-        raise recipe.RecipeError(
-            f"train.{key}={asked}: a step needs about {(need + rows * each) / 1e9:,.1f} GB ({need / 1e9:,.1f} for weights, gradients and moments, "
-            f"the rest for {rows:,} rows of {length} tokens) and {free / 1e9:,.1f} GB are free; {say}"
-        )
-
-
-def check_vocabulary(tokenizer, cfg, where):
-    """Raises where a tokenizer has ids that the model has no embedding for."""
-    if len(tokenizer) > cfg.vocab:
-        raise recipe.RecipeError(
-            f"{where}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary is {cfg.vocab}; they do not belong together"
-        )
 
 
 def batches_of(run, step, rank=0, world=1):
@@ -176,7 +71,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     run = assemble(r, resume, state["environment"].get("matmul"))
     t, model, device = r.train, run.model, run.device
     trained = objectives.joint(model, run.objective).to(device)  # with what the objective trains beside it
-    optimizer = optim.make(trained, t.optimizer, t.lr, t.weight_decay, (t.beta1, t.beta2), t.muon_lr)
+    optimizer = optim.make(trained, t.optimizer, t.lr, t.weight_decay, (t.beta1, t.beta2), t.muon_lr, t.layer_decay)
     names = {p: n for n, p in trained.named_parameters()}
     if resume is not None:
         optimizer.load(files.read_tensors(resume / "optimizer.safetensors"), names)
@@ -200,7 +95,8 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     stop = _Stop()
     began, before, bad = time.monotonic(), state["seconds"], 0
     step, tokens, last_saved = state["step"], state["tokens"], state["step"]
-    every = {"eval": t.eval_every, "save": t.save_every, "sample": t.sample_every}
+    best = Best(where / "best.safetensors", run, resume is not None)
+    every = {"eval": t.eval_every or best.every, "save": t.save_every, "sample": t.sample_every}
     clock = {"eval": time.monotonic(), "save": time.monotonic(), "sample": time.monotonic()}
     patience = {"eval": min(60.0, (t.seconds or 600) / 6), "save": 120.0, "sample": min(120.0, (t.seconds or 600) / 3)}
     elapsed = lambda: before + time.monotonic() - began
@@ -212,20 +108,24 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
             clock[what] = time.monotonic()
         return now
 
-    def save():
+    def save(again=False):
         nonlocal last_saved
         if rank == 0:
             kept = {"step": step, "seconds": elapsed(), "tokens": tokens, "environment": environment(t), "data": run.key}
             try:
-                runs.save(where / "checkpoints", step, lambda f: write(f, run, trained), optimizer.state(names), kept, t.keep)
+                runs.save(where / "checkpoints", step, lambda f: write(f, run, trained), optimizer.state(names), kept, t.keep, again)
                 last_saved = step
             except OSError as e:
                 show.note(f"the checkpoint at step {step} could not be written ({e}); the one before it is kept")
         distributed.barrier()
 
     def check():
-        held = evaluate(trained, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
-        held["bits_per_byte"] = bits_per_byte(run, held["loss"])
+        if best.metric:
+            held, _ = judge(model, run.objective, run.valid.pairs, run.tokenizer, device, autocast)
+            best.seen(held, model, step)
+        else:
+            held = evaluate(trained, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
+            held["bits_per_byte"] = bits_per_byte(run, held["loss"])
         if rank == 0:
             metrics.write(step=step, **{f"valid_{k}": v for k, v in held.items() if v is not None})
             show.evaluated(step, held)
@@ -286,16 +186,24 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
                 raise Diverged(_advice(where, r, last_saved))
             if due("eval"):
                 held = check()
+                if best.stale(t.patience):
+                    show.note(f"{best.metric} did not get better in {t.patience} evaluations; the run ends, with the best weights")
+                    break
             if due("sample"):
                 sample()
             if due("save") and not bad:
                 save()
     distributed.barrier()
     interrupted = distributed.any(stop.asked)
-    if last_saved != step or step == 0:
-        save()
+    if interrupted or not best.metric:
+        if last_saved != step or step == 0:
+            save()
+    else:
+        held = check() if best.at != step else held
+        best.restore(model)
+        save(again=True)
     if not interrupted:
-        held = check()
+        held = check() if best.since or not best.metric else held
         sample()
     if rank == 0:
         metrics.close()
@@ -304,6 +212,39 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
         kind = "bfloat16" if run.bf16 else torch.get_float32_matmul_precision().replace("highest", "float32")
         show.report(timed.report(machine.peak(kind, device.type), kind))
     return None if interrupted else held
+
+
+class Best:
+    """The best weights of a fine-tuning run by its task's metric, kept beside the checkpoints. metric: its name, None where the
+    objective is no task. every: steps between evaluations, an epoch."""
+
+    def __init__(self, path, run, going_on):
+        self.metric = getattr(run.objective, "metric", None)
+        self.every = math.ceil(len(run.train.epoch(0)) / run.recipe.train.accumulate) if self.metric else 0
+        self.path, self.value, self.since, self.at = path, -math.inf, 0, -1  # at: the step of the last evaluation
+        if self.metric and going_on and path.exists():
+            self.value = files.read_tensors(path)["/value"].item()
+
+    def seen(self, held, model, step):
+        self.since, self.at = self.since + 1, step
+        if step and held[self.metric] > self.value:
+            self.value, self.since = held[self.metric], 0
+            if distributed.rank() == 0:
+                value = torch.tensor(self.value, dtype=torch.float64)
+                files.write_tensors(self.path, {n: p.detach() for n, p in model.named_parameters()} | {"/value": value})
+
+    def stale(self, patience):
+        return bool(patience and self.metric and self.since >= patience)
+
+    def restore(self, model):
+        """Puts the best weights back."""
+        distributed.barrier()
+        if not self.path.exists():  # nothing was trained
+            return
+        kept = files.read_tensors(self.path)
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(kept[name])
 
 
 def compiled(model, varied):

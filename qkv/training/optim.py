@@ -90,20 +90,38 @@ class Optimizers:
                         o.state[p] = {k: v.to(p.device if v.dim() else v.device, copy=True) for k, v in mine.items()}
 
 
-def make(model, name="adamw", lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), muon_lr=0.01):
-    """adamw: matrices decay, vectors (norms, biases) do not. muon: the matrices inside blocks by Muon, all else by AdamW."""
+def depth(name, blocks):
+    """How far from the input a parameter is: 0 the embedding, then the blocks, blocks + 1 what stands above them."""
+    parts = name.split(".")
+    if "blocks" in parts:
+        return int(parts[parts.index("blocks") + 1]) + 1
+    return 0 if any(p.endswith("embed") for p in parts) else blocks + 1
+
+
+def make(model, name="adamw", lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), muon_lr=0.01, layer_decay=1.0):
+    """adamw: matrices decay, vectors (norms, biases) do not. muon: the matrices inside blocks by Muon, all else by AdamW. layer_decay:
+    each block learns by this factor slower than the one above it (discriminative fine-tuning; ULMFiT, 2018, section 3.2)."""
     if name not in ("adamw", "muon"):
         raise ValueError(f"train.optimizer='{name}' is not one of adamw, muon.{nearest(name, ('adamw', 'muon'))}")
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     inner = [p for n, p in params.items() if name == "muon" and p.ndim == 2 and "blocks." in n]
     taken = {id(p) for p in inner}
+    blocks = max((depth(n, 0) for n in params), default=0)
+    level = {id(p): depth(n, blocks) if layer_decay != 1 else 0 for n, p in params.items()}
+    factor = lambda at: layer_decay ** (blocks + 1 - at) if layer_decay != 1 else 1.0
     rest = [p for p in params.values() if id(p) not in taken]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if (p.ndim >= 2) == matrix and level[id(p)] == at], "weight_decay": decay, "lr": lr * factor(at)}
+        for at in sorted(set(level.values()))
+        for matrix, decay in ((True, weight_decay), (False, 0.0))
     ]
     adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=1e-8, fused=True)
-    return Optimizers(adam, *([Muon(inner, muon_lr, weight_decay=weight_decay)] if inner else []))
+    slow = [
+        {"params": part, "lr": muon_lr * factor(at)}
+        for at in sorted(set(level.values()))
+        if (part := [p for p in inner if level[id(p)] == at])
+    ]
+    return Optimizers(adam, *([Muon(slow, muon_lr, weight_decay=weight_decay)] if inner else []))
 
 
 SCHEDULES = ("cosine", "inverse_sqrt", "constant", "linear")

@@ -16,7 +16,10 @@ PREFIXES = ("model", "data", "train")
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """objective: auto (what the architecture is made for), causal, masked or seq2seq. steps, epochs, seconds: whatever ends first.
+    """objective: auto (what the architecture is made for), or one of qkv.objectives, with its arguments: masked(rate=0.4, unit=word).
+    task: fine-tuning on labelled examples, classification, tagging, answers, choice or text, likewise with arguments. init: a run,
+    folder or hub id whose weights are begun from. freeze: the embedding and so many blocks stay as they are. layer_decay: learning
+    rates fall by this factor from block to block downwards. patience: evaluations without a better metric after which a task ends. steps, epochs, seconds: whatever ends first.
     batch: rows a step (of text), or `tokens` a step (of pairs). accumulate: passes per step. lr, schedule, warmup (steps), optimizer
     (adamw or muon), muon_lr, weight_decay, betas, clip. precision: exact (float32), fast
     (float32 by the fastest accurate product), bf16, or auto (bf16 where the processor has it, else fast). compile: with torch.compile. threads: 0 takes
@@ -24,6 +27,11 @@ class Train:
     kept. prompt: what samples begin with. smoothing: of labels. mask_rate: share of masked tokens."""
 
     objective: str = "auto"
+    task: str | None = None
+    init: str | None = None
+    freeze: int = 0
+    layer_decay: float = 1.0
+    patience: int = 0
     steps: int | None = None
     epochs: float | None = None
     seconds: float | None = None
@@ -143,7 +151,7 @@ def check(train):
         value = getattr(train, key)
         if value is not None and value <= 0:
             raise RecipeError(f"train.{key}={value}: must be greater than 0")
-    for key in ("warmup", "weight_decay", "clip", "threads", "eval_every", "save_every", "sample_every"):
+    for key in ("warmup", "weight_decay", "clip", "threads", "freeze", "patience", "eval_every", "save_every", "sample_every"):
         if getattr(train, key) < 0:
             raise RecipeError(f"train.{key}={getattr(train, key)}: must not be negative")
     for f in dataclasses.fields(train):
@@ -154,6 +162,7 @@ def check(train):
         ("beta1", 0, 1),
         ("beta2", 0, 1),
         ("mask_rate", 1e-9, 1),
+        ("layer_decay", 1e-9, 1 + 1e-9),
         ("smoothing", 0, 1),
         ("seed", 0, 2**63),
         ("sample_tokens", 1, 2**31),
