@@ -132,7 +132,7 @@ class Labelled:
     def texts(self):
         """All strings of the training examples, what a tokenizer is trained on."""
         for e in self.train:
-            for part in (e.text, e.pair, e.more.get("choices")):
+            for part in (e.text, e.pair, e.more.get("choices"), e.more.get("task") and f"{e.more['task']}: "):
                 yield from [] if part is None else [part] if isinstance(part, str) else map(str, part)
 
 

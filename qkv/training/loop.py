@@ -227,8 +227,9 @@ class Best:
 
     def seen(self, held, model, step):
         self.since, self.at = self.since + 1, step
-        if step and held[self.metric] > self.value:
-            self.value, self.since = held[self.metric], 0
+        value = held[self.metric] - 1e-9 * min(held["loss"], 1e6)  # of equals, the one with the lower loss
+        if step and value > self.value:
+            self.value, self.since = value, 0
             if distributed.rank() == 0:
                 value = torch.tensor(self.value, dtype=torch.float64)
                 files.write_tensors(self.path, {n: p.detach() for n, p in model.named_parameters()} | {"/value": value})
