@@ -227,9 +227,10 @@ class Best:
 
     def seen(self, held, model, step):
         self.since, self.at = self.since + 1, step
-        value = held[self.metric] - 1e-9 * min(held["loss"], 1e6)  # of equals, the one with the lower loss
+        value = held[self.metric] - 1e-9 * min(held["loss"], 1e3)  # of equals, the one with the lower loss
         if step and value > self.value:
-            self.value, self.since = value, 0
+            self.since = 0 if value > self.value + 1e-6 else self.since
+            self.value = value
             if distributed.rank() == 0:
                 value = torch.tensor(self.value, dtype=torch.float64)
                 files.write_tensors(self.path, {n: p.detach() for n, p in model.named_parameters()} | {"/value": value})
