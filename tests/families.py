@@ -65,6 +65,8 @@ FAMILIES = [
         ("logits", "encoder_hidden")),
     Row("t5-hidden", "T5Model", T5 | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}, "encoder-decoder", ("hidden",)),
     Row("t5-encoder", "T5EncoderModel", T5, "encoder-plain", ("hidden",)),
+    Row("t5-tokens", "T5ForTokenClassification", T5 | {"num_labels": 3}, "encoder-plain"),
+    Row("t5-span", "T5ForQuestionAnswering", T5, "encoder-plain", ("start_logits", "end_logits")),
     Row("marian", "MarianMTModel", FAIRSEQ | {"vocab_size": 61, "pad_token_id": 60, "decoder_start_token_id": 60, "scale_embedding": True,
         "activation_function": "swish"}, "encoder-decoder", ("logits", "encoder_hidden")),
     Row("marian-two-vocabularies", "MarianMTModel", FAIRSEQ | {"vocab_size": 61, "decoder_vocab_size": 57, "share_encoder_decoder_embeddings": False,

@@ -36,7 +36,7 @@ def chosen(*which):
 ORIGINAL = " ".join(WORDS)
 T5_TABLE = {  # Raffel et al., 2020, table 3 (its deshuffled row has a word, "fun", that the sentence has not)
     "prefix": (lambda s: noise.prefix_lm(s, 4), "Thank you for inviting", "me to your party last week ."),
-    "bert": (
+    "bert_style": (
         lambda s: noise.bert_style(s, chosen("for", "inviting", "last"), ID["<M>"], np.where(chosen("last"), ID["apple"], -1)),
         "Thank you <M> <M> me to your party apple week .",
         ORIGINAL,
@@ -46,7 +46,7 @@ T5_TABLE = {  # Raffel et al., 2020, table 3 (its deshuffled row has a word, "fu
         "party me for your to . last you inviting week Thank",
         ORIGINAL,
     ),
-    "mass": (lambda s: noise.mass_style(s, chosen("for", "inviting", "last"), ID["<M>"]), "Thank you <M> <M> me to your party <M> week .", ORIGINAL),
+    "mass_style": (lambda s: noise.mass_style(s, chosen("for", "inviting", "last"), ID["<M>"]), "Thank you <M> <M> me to your party <M> week .", ORIGINAL),
     "replace_spans": (
         lambda s: noise.replace_spans(s, chosen("for", "inviting", "last"), SENTINELS),
         "Thank you <X> me to your party <Y> week .",

@@ -26,7 +26,7 @@ def _table(cfg):
         ("decoder", cfg.decoder_ffn or cfg.ffn, cfg.decoder_layers or cfg.layers, 2),
     ):
         for i, count in enumerate(_experts(cfg, slot, layers)):
-            theirs, ours = f"{side}.block.{i}.layer.{at}.mlp.", f"{side}.blocks.{i}.ffn.f."
+            theirs, ours = f"{{p}}{side}.block.{i}.layer.{at}.mlp.", f"{side}.blocks.{i}.ffn.f."
             if count:
                 out.append((f"{theirs}router.classifier.weight", f"{ours}router.weight"))
             for e in range(count or 1):
@@ -86,7 +86,7 @@ SWITCH = Family(
     constants=t5.T5.constants,
     classes={"SwitchTransformersForConditionalGeneration": dict(output="lm"), "SwitchTransformersModel": dict(output="hidden")},
     table=_table,
-    heads=t5.T5.heads,
+    heads={"lm": t5.T5.heads["lm"]},
     presets={
         "switch-nano": dict(vocab=2048, length=128, dim=128, heads=2, hidden=256, head_dim=64, dropout=0.0, attn_dropout=0.0)
         | _slots(4, 2, 64, 0.0),

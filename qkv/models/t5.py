@@ -2,6 +2,7 @@
 
 from ..checkpoints.config import Key
 from ..core.slots import parse
+from .bert import both
 from .encoder import Encoder
 from .encoder_decoder import EncoderDecoder
 from .family import SPECIAL, Family, activation_name, inside
@@ -9,14 +10,14 @@ from .family import SPECIAL, Family, activation_name, inside
 
 def _side(theirs, ours, n, cross, gated):
     """Rows of one stack; n is its layer counter."""
-    block, b = f"{theirs}.block.{n}.layer.", f"{ours}blocks.{n}."
+    block, b = f"{{p}}{theirs}.block.{n}.layer.", f"{ours}blocks.{n}."
     attention = lambda at, name, ours: [(f"{block}{at}.{name}.{x}.weight", f"{b}{ours}.f.{x}.weight") for x in "qkvo"]
     norm = lambda at, ours: (f"{block}{at}.layer_norm.weight", f"{b}{ours}.pre.weight")
     last = 2 if cross else 1
     dense = f"{block}{last}.DenseReluDense."
     return [
         *attention(0, "SelfAttention", "attn"),
-        (f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{ours}shared.weight"),
+        (f"{{p}}{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{ours}shared.weight"),
         norm(0, "attn"),
         *([*attention(1, "EncDecAttention", "cross"), norm(1, "cross")] if cross else []),
         *(
@@ -26,7 +27,7 @@ def _side(theirs, ours, n, cross, gated):
         ),
         (dense + "wo.weight", f"{b}ffn.f.down.weight"),
         norm(last, "ffn"),
-        (f"{theirs}.final_layer_norm.weight", f"{ours}norm.weight"),
+        (f"{{p}}{theirs}.final_layer_norm.weight", f"{ours}norm.weight"),
     ]
 
 
@@ -34,14 +35,14 @@ def _table(cfg):
     gated = str(cfg.ffn).startswith("gated")
     if isinstance(cfg, Encoder):
         return [
-            ("shared.weight", "embed.token.weight"),
-            ("encoder.embed_tokens.weight", "embed.token.weight"),
+            ("{p}shared.weight", "embed.token.weight"),
+            ("{p}encoder.embed_tokens.weight", "embed.token.weight"),
             *_side("encoder", "", "{i}", False, gated),
         ]
     return [
-        ("shared.weight", "encoder_embed.token.weight"),
-        ("encoder.embed_tokens.weight", "encoder_embed.token.weight"),
-        ("decoder.embed_tokens.weight", "decoder_embed.token.weight"),
+        ("{p}shared.weight", "encoder_embed.token.weight"),
+        ("{p}encoder.embed_tokens.weight", "encoder_embed.token.weight"),
+        ("{p}decoder.embed_tokens.weight", "decoder_embed.token.weight"),
         *_side("encoder", "encoder.", "{i}", False, gated),
         *_side("decoder", "decoder.", "{j}", True, gated),
     ]
@@ -120,10 +121,21 @@ T5 = Family(
         "T5ForConditionalGeneration": dict(output="lm"),
         "T5WithLMHeadModel": dict(output="lm"),  # its name until 2020
         "T5Model": dict(output="hidden"),
+        "T5ForSequenceClassification": dict(output="sequence"),
+        "T5ForQuestionAnswering": dict(output="span"),
+        "T5ForTokenClassification": dict(
+            config=Encoder, output="tokens", pooler=False, pattern="full", transform=None, lm_bias=True, tie=True
+        ),
         "T5EncoderModel": dict(config=Encoder, output="hidden", pooler=False, pattern="full", transform=None, lm_bias=True, tie=True),
     },
     table=_table,
-    heads={"lm": (("lm_head.weight", "head.out.weight"),)},
+    heads={
+        "lm": (("lm_head.weight", "head.out.weight"),),
+        "sequence": (*both("classification_head.dense", "head.dense"), *both("classification_head.out_proj", "head.out")),
+        "span": tuple(both("qa_outputs", "head.out")),
+        "tokens": tuple(both("classifier", "head.out")),
+    },
+    prefixes={"T5ForSequenceClassification": "transformer.", "T5ForTokenClassification": "transformer."},
     buffers=(r"EncDecAttention\.relative_attention_bias\.weight$",),
     optional=(),
     aliases=(),

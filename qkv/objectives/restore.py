@@ -54,12 +54,12 @@ class Restoring(SequenceToSequence):
 
 
 class Denoise(Restoring):
-    """A row of T5's table of objectives (2020, table 3): prefix, bert, deshuffle, mass, replace_spans, drop_tokens, random_spans.
+    """A row of T5's table of objectives (2020, table 3): prefix, bert_style, deshuffle, mass_style, replace_spans, drop_tokens, random_spans.
 
     rate: of corrupted tokens. mean: length of a random span. Sentinels are <extra_id_0>, <extra_id_1> ...
     """
 
-    NOISES = ("random_spans", "replace_spans", "drop_tokens", "mass", "bert", "deshuffle", "prefix")
+    NOISES = ("random_spans", "replace_spans", "drop_tokens", "mass_style", "bert_style", "deshuffle", "prefix")
     sentinels = 100
 
     def __init__(self, tokenizer, config, noise="random_spans", rate=0.15, mean=3.0, smoothing=0.0):
@@ -94,7 +94,7 @@ class Denoise(Restoring):
             return noise.replace_spans(ids, chosen, self.marks)
         if self.noise == "drop_tokens":
             return noise.drop_tokens(ids, chosen)
-        if self.noise == "mass":
+        if self.noise == "mass_style":
             return noise.mass_style(ids, chosen, self.mask)
         others = np.where(rng.random(len(ids)) < 0.1, self.ordinary[rng.integers(0, len(self.ordinary), len(ids))], -1)
         return noise.bert_style(ids, chosen, self.mask, others)

@@ -3,6 +3,8 @@
 Dims: B examples, C choices, T tokens, N labels.
 """
 
+import typing
+
 import torch
 import torch.nn.functional as F
 
@@ -21,7 +23,7 @@ class Task(Objective):
 
     reads = ("examples",)
     scores_tokens = False
-    outputs = ()  # {topology: output of the model that carries it}
+    outputs: typing.Any = None  # {topology: output of the model that carries it}
     metric = "accuracy"  # that decides which checkpoint is best
     kind = "classification"
     columns: tuple = ("text", "pair", "label")
