@@ -64,7 +64,8 @@ def spans(allowed_BT, word_BT, rate, rng, p=0.2, most=10):
     inside = (word_BT[:, None] >= first[..., None]) & (word_BT[:, None] < (first + length)[..., None])  # (B, N, T)
     inside &= allowed_BT[:, None]
     covered = (inside.cumsum(1) > 0).sum(2)  # tokens covered by the first n spans
-    keep = covered <= budget
+    before = torch.cat([torch.zeros(B, 1, dtype=covered.dtype), covered[:, :-1]], 1)
+    keep = (covered <= budget) | (covered - budget <= budget - before)  # the last one where that comes nearer
     keep[:, 0] = True
     keep = keep.cumprod(1).bool()
     inside &= keep[..., None]
