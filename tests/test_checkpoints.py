@@ -433,3 +433,14 @@ def test_masks_of_another_meaning_are_refused():
     for mask, reason in ((torch.ones(5, 5), "the mask has the shape"), (torch.full((3, 5), -1e9), "1 for a token and 0 for padding")):
         with pytest.raises(ValueError, match=reason):
             model(ids, attention_mask=mask)
+
+
+def test_flops_of_experts_and_of_shared_layers():
+    from qkv.models import account, preset
+
+    flops = lambda name, **fields: account.flops(account.blank(preset(name, **fields)))
+    dense, sparse = flops("gpt-nano", ffn="plain(relu)"), flops("gpt-nano", ffn="experts(8, relu)")
+    routers = 4 * 2 * 128 * 8
+    assert sparse["feed-forward"] == dense["feed-forward"] + routers  # one expert a token, and the router
+    shared, own = flops("albert-nano"), flops("albert-nano", groups=2)
+    assert shared == own

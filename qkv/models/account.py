@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..core import Attention
+from ..core import Attention, Experts, Stack
 from . import build
 from .loss import WHOLE
 
@@ -36,10 +36,18 @@ def parameters(model):
 
 def flops(model, context=None):
     """{part: FLOPs of a forward pass a token}: two a weight, and attention's scores and sums over `context` tokens (half of them seen
-    where attention is causal). An encoder-decoder counts one source and one target token."""
+    where attention is causal). Of experts one is counted, of shared layers every run. An encoder-decoder counts one source and one target token."""
     cfg = model.config
     context = context or cfg.length
     out = {"attention weights": 0, "feed-forward": 0, "scores and values": 0, "output matrix": 0}
+    runs = {}  # how often a layer works on a token: one of several experts, shared blocks several times
+    for name, m in model.named_modules():
+        if isinstance(m, Stack):
+            for i, block in enumerate(m.blocks):
+                runs |= {id(x): m.order.count(i) for x in block.modules()}
+    for _, m in model.named_modules():
+        if isinstance(m, Experts):
+            runs |= {id(x): runs.get(id(m), 1) / len(m.experts) for x in m.experts.modules()}
     for name, m in model.named_modules():
         if isinstance(m, nn.Linear):
             part = (
@@ -49,7 +57,7 @@ def flops(model, context=None):
                 if name.endswith((".q", ".k", ".v", ".o"))
                 else "feed-forward"
             )
-            out[part] += 2 * m.weight.numel()
+            out[part] += int(2 * m.weight.numel() * runs.get(id(m), 1))
         elif isinstance(m, Attention):
             from ..core import Causal, Sliding
 
@@ -62,7 +70,7 @@ def flops(model, context=None):
                     if isinstance(p, Sliding)
                     else seen
                 )
-            out["scores and values"] += int(4 * m.heads * m.head_dim * seen)
+            out["scores and values"] += int(4 * m.heads * m.head_dim * seen * runs.get(id(m), 1))
     return {k: v for k, v in out.items() if v}
 
 
