@@ -111,5 +111,6 @@ FAMILIES = [
     Row("bart-span", "BartForQuestionAnswering", BART, "encoder-plain", ("start_logits", "end_logits")),
     Row("switch", "SwitchTransformersForConditionalGeneration", SWITCH, "encoder-decoder", ("logits", "encoder_hidden")),
     Row("switch-hidden", "SwitchTransformersModel", SWITCH | {"expert_capacity": 40}, "encoder-decoder", ("hidden",)),
+    Row("bigbird-full", "BigBirdModel", BERT | {"attention_type": "original_full", "use_bias": False, "rescale_embeddings": True}, "encoder", ("hidden", "pooled")),
     Row("fsmt", "FSMTForConditionalGeneration", FAIRSEQ | {"src_vocab_size": 61, "tgt_vocab_size": 53}, "encoder-decoder", ("logits", "encoder_hidden")),
 ]  # fmt: skip

@@ -1,14 +1,20 @@
 """What every model is made of. Imports torch only; knows no architecture."""
 
+from . import efficient, layers
 from .attention import Attention
 from .blocks import Block, Parallel, Residual, Stack
 from .cache import Cache
 from .context import Context, tokens
-from .kernels import KERNELS, Softmax
-from .layers import FEED_FORWARDS, NORMS, Embedding, Experts, FeedForward, GatedFeedForward, LayerNorm, RMSNorm
+from .efficient import Experts
+from .kernels import KERNELS as EXACT
+from .kernels import Softmax
+from .layers import NORMS, Embedding, FeedForward, GatedFeedForward, LayerNorm, RMSNorm
 from .masks import PATTERNS, Causal, Documents, Full, Pattern, Prefix, See, Sliding, Tokens, read_pattern
 from .positions import POSITIONS, ALiBi, Learned, NoPosition, Position, RoPE, Sinusoid, T5Bias
 from .slots import build, nearest
+
+KERNELS = EXACT | efficient.KERNELS
+FEED_FORWARDS = layers.FEED_FORWARDS | efficient.FEED_FORWARDS
 
 __all__ = [
     "FEED_FORWARDS",

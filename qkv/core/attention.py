@@ -37,6 +37,8 @@ class Attention(nn.Module):
         self.o = nn.Linear(H * C, dim, "o" in biases)
         self.q_norm, self.k_norm = (qk_norm(C), qk_norm(C)) if qk_norm else (nn.Identity(), nn.Identity())
         self.position, self.kernel = position or NoPosition(), kernel or Softmax()
+        if getattr(self.kernel, "shared_values", False):
+            self.v = self.k
         name, scheme = type(self.kernel).__name__, type(self.position)
         for part in pattern.parts():
             if not isinstance(part, self.kernel.patterns):

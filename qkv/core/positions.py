@@ -181,6 +181,38 @@ class T5Bias(Position):
         return nn.functional.embedding(self.bucket(distance), self.weight).permute(0, 3, 1, 2)
 
 
+class Shaw(Position):
+    """A trained vector a distance, up to `far`, added to the keys, and with `values` to the values (Shaw et al., 2018, section 3.2).
+    shared: keys and values have one table (OpenNMT)."""
+
+    scores = True
+
+    def __init__(self, head_dim, far=16, values=True, shared=False):
+        super().__init__()
+        if not isinstance(far, int) or far < 1:
+            raise ValueError(f"far must be a whole number of at least 1, not {far!r}")
+        self.far, self.with_values = far, values
+        self.keys = nn.Parameter(torch.empty(2 * far + 1, head_dim).normal_(std=0.02))
+        self.table = (self.keys if shared else nn.Parameter(torch.empty(2 * far + 1, head_dim).normal_(std=0.02))) if values else None
+        if not values:
+            self.values = super().values  # attention may take its fast path
+
+    def distance(self, queries, keys):
+        """(B|1, 1, T, S) rows of the table."""
+        far = (keys.position[:, None, :] - queries.position[:, :, None]).clamp(-self.far, self.far) + self.far
+        return far[:, None]
+
+    def bias(self, q_BHTC, queries, keys):
+        scores = (q_BHTC * q_BHTC.shape[-1] ** -0.5) @ self.keys.T
+        rows = self.distance(queries, keys)
+        return scores.gather(-1, rows.expand(*scores.shape[:2], *rows.shape[2:]).expand(scores.shape[0], -1, -1, -1))
+
+    def values(self, weights_BHTS, queries, keys):
+        rows = self.distance(queries, keys).expand(weights_BHTS.shape)
+        summed = weights_BHTS.new_zeros(*weights_BHTS.shape[:-1], 2 * self.far + 1).scatter_add(-1, rows, weights_BHTS)
+        return summed @ self.table
+
+
 POSITIONS = {
     "none": NoPosition,
     "learned": Learned,
@@ -188,4 +220,5 @@ POSITIONS = {
     "rope": RoPE,
     "alibi": ALiBi,
     "t5": T5Bias,
+    "shaw": Shaw,
 }

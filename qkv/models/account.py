@@ -41,11 +41,11 @@ def flops(model, context=None):
     context = context or cfg.length
     out = {"attention weights": 0, "feed-forward": 0, "scores and values": 0, "output matrix": 0}
     runs = {}  # how often a layer works on a token: one of several experts, shared blocks several times
-    for name, m in model.named_modules():
+    for m in model.modules():
         if isinstance(m, Stack):
             for i, block in enumerate(m.blocks):
                 runs |= {id(x): m.order.count(i) for x in block.modules()}
-    for _, m in model.named_modules():
+    for m in model.modules():
         if isinstance(m, Experts):
             runs |= {id(x): runs.get(id(m), 1) / len(m.experts) for x in m.experts.modules()}
     for name, m in model.named_modules():

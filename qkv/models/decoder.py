@@ -10,10 +10,11 @@ from .shape import Output, Shape, Slot, initialise, locate, make_blocks, make_em
 @dataclass(frozen=True, kw_only=True)
 class Decoder(Shape):
     """output: hidden, lm (next token), sequence (a label a text, from its last token), tokens (a label a token), span, double (next
-    token, and which of several texts)."""
+    token, and which of several texts). lm_bias: a bias on the vocabulary."""
 
     pattern: Slot = "causal"
     init: str = "scaled"
+    lm_bias: bool = False
     output: str = "lm"
 
     def build(self):
@@ -35,7 +36,7 @@ class DecoderModel(Stack):
 
     def make_head(self, cfg):
         if cfg.output in ("lm", "double"):
-            language = heads.LanguageHead(cfg.dim, cfg.vocab, self.embed.token.weight if cfg.tie else None)
+            language = heads.LanguageHead(cfg.dim, cfg.vocab, self.embed.token.weight if cfg.tie else None, cfg.lm_bias)
             return language if cfg.output == "lm" else heads.DoubleHead(language, cfg.dim, cfg.dropout)
         if cfg.output == "sequence":
             return heads.LastTokenHead(cfg.dim, cfg.labels, cfg.pad)

@@ -84,6 +84,8 @@ class Family:
     def make(self, cls, **fields):
         kind = self.classes[cls]
         config = kind.get("config", self.config)
+        if isinstance(config, tuple):  # an encoder, or where the config says so a decoder
+            config = config[bool(fields.pop("_decoder", False))]
         names = {f.name for f in dataclasses.fields(config)}
         fixed = self.constants | {k: v for k, v in kind.items() if k != "config"}
         return config(**{k: v for k, v in (fields | fixed).items() if k in names})
@@ -106,7 +108,9 @@ class Family:
     def class_of(self, cfg):
         """The published class that a config of ours would be."""
         for cls, kind in self.classes.items():
-            if kind.get("config", self.config) is type(cfg) and all(getattr(cfg, k) == v for k, v in kind.items() if k != "config"):
+            config = kind.get("config", self.config)
+            fits = type(cfg) in config if isinstance(config, tuple) else config is type(cfg)
+            if fits and all(getattr(cfg, k) == v for k, v in kind.items() if k != "config"):
                 return cls
         return None
 

@@ -39,7 +39,7 @@ ORDERS = ("pre", "post", "out", "parallel")
 class Shape:
     """vocab, length (positions there are), dim, embed_dim (width of the embedding, projected to dim: dim by default), layers, heads, kv_heads, head_dim, hidden (4 dim by default): sizes.
     norm, norm_eps, order (where norms stand: pre, post, out, parallel), final_norm, embed_norm: normalisation.
-    ffn, position, pattern, kernel: slots. biases: which of attention's qkvo have one. scaled: token embeddings times sqrt(dim).
+    ffn, position, pattern, kernel: slots; input_position: a second scheme, added to the embedding beside `position` (Performer). biases: which of attention's qkvo have one. scaled: token embeddings times sqrt(dim).
     types: token types. tie: output matrix = token embedding. numbering: where position numbers come from when none are given:
     index (0, 1, 2 ...), tokens (counts ids that are not `pad`), mask (counts attention_mask).
     pad_trains: does the padding id's vector get gradients?
@@ -62,6 +62,7 @@ class Shape:
     embed_norm: bool = False
     ffn: Slot = "plain(gelu)"
     position: str = "learned"
+    input_position: str = "none"
     pattern: Slot = "full"
     kernel: Slot = "softmax"
     biases: str = "qkvo"
@@ -178,16 +179,22 @@ def make_norm(cfg, dim=None):
     return build("norm", cfg.norm, NORMS, dim=dim or cfg.dim, eps=cfg.norm_eps)
 
 
-def make_position(cfg, *, heads, causal):
+def make_position(cfg, *, heads, causal, slot="position"):
     head_dim = cfg.head_dim or cfg.dim // heads
     return build(
-        "position", cfg.position, POSITIONS, heads=heads, head_dim=head_dim, length=cfg.length, dim=cfg.embed_dim or cfg.dim, causal=causal
+        slot, getattr(cfg, slot), POSITIONS, heads=heads, head_dim=head_dim, length=cfg.length, dim=cfg.embed_dim or cfg.dim, causal=causal
     )
 
 
 def make_embedding(cfg, position, vocab=None):
     """The input embedding. position: the scheme of the model, added here where that is its site."""
     at_input = position if position.site == "embedding" else None
+    if cfg.input_position != "none":
+        at_input = make_position(cfg, heads=cfg.heads, causal=True, slot="input_position")
+        if at_input.site != "embedding" or position.site == "embedding":
+            raise ValueError(
+                f"input_position={cfg.input_position!r}: learned or sinusoid, beside a position that is not added to the input"
+            )
     width = cfg.embed_dim or cfg.dim
     norm = make_norm(cfg, width) if cfg.embed_norm else None
     vocab = vocab or cfg.vocab
@@ -204,8 +211,11 @@ def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=No
     trained = own is not None and any(True for _ in own.parameters())
     for i in range(layers):
         pick = lambda slot, i=i: slot if isinstance(slot, str) else slot[i % len(slot)]
-        kernel = lambda i=i: build("kernel", cfg.layer("kernel", i), KERNELS, dropout=cfg.attn_dropout, length=cfg.length, heads=heads)
+        kernel = lambda i=i: build("kernel", cfg.layer("kernel", i), KERNELS, dropout=cfg.attn_dropout, length=cfg.length, heads=heads,
+                                    head_dim=cfg.head_dim or cfg.dim // heads)  # fmt: skip
         see = read_pattern(pick(pattern)) & Documents()
+        if position is not None and position.site == "stack" and not kernel().takes_scores:
+            raise ValueError(f"kernel={cfg.layer('kernel', i)} forms no scores for position={cfg.position} to add to; use kernel=softmax")
         scheme = make_position(cfg, heads=heads, causal=True) if trained else own
         common = dict(kv_heads=cfg.kv_heads, head_dim=cfg.head_dim, biases=cfg.biases)
         parts = {"attn": Attention(cfg.dim, heads, pattern=see, position=scheme, kernel=kernel(), **common)}
