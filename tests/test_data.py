@@ -273,7 +273,8 @@ def test_a_wrong_hash_and_no_network_say_what_to_do(server, monkeypatch, tmp_pat
 def test_published_hashes_are_those_of_the_real_files(shared):
     for name, published in registry.PUBLISHED.items():
         for part, file in published.files.items():
-            content = gzip.decompress(registry.fetch(name, part).read_bytes())
+            content = registry.fetch(name, part).read_bytes()
+            content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
             assert hashlib.sha256(content).hexdigest() == file.sha256, (name, part)
 
 

@@ -359,7 +359,7 @@ REFUSED = (
     ("sentences", "distilbert-nano", {"output": "next", "pooler": True}, False, "needs types=2, not 0"),
     ("detect", "bert-nano", {}, False, "output=detect, not lm"),
     ("prefix", "gpt-nano", {}, False, "lets no token look ahead; use pattern=prefix"),
-    ("causal", "gpt-nano", {"pattern": "prefix"}, False, "sees the very tokens it shall predict"),
+    ("prefix", "gpt-nano", {"pattern": "full"}, False, "sees the very tokens it shall predict"),
     ("denoise", "bert-nano", {}, False, "needs the topology EncoderDecoder"),
     ("seq2seq", "t5-nano", {}, False, "reads pairs of texts"),
     ("corrupt", "bart-nano", {}, True, "reads running text, not pairs"),

@@ -62,13 +62,13 @@ def newest(where):
 def test_masked_tokens_are_80_10_10(tok):
     o = objectives.Masked(tok)
     ids = torch.randint(len(tokenizers.SPECIAL), len(tok), (2000, 1000))
-    out, chosen = o.corrupt(ids, data.rng(1, 2))
+    out, chosen, _ = o.corrupt(ids, data.rng(1, 2))
     n = chosen.sum().item()
     masked, same = (out[chosen] == tok.mask).sum().item(), (out[chosen] == ids[chosen]).sum().item()
     assert n == 2000 * 150 and torch.equal(out[~chosen], ids[~chosen])
     assert abs(masked / n - 0.8) < 0.003 and abs(same / n - 0.1 - 0.1 / len(o.ordinary)) < 0.003
-    again, _ = o.corrupt(ids, data.rng(1, 2))
-    other, _ = o.corrupt(ids, data.rng(1, 3))
+    again, *_ = o.corrupt(ids, data.rng(1, 2))
+    other, *_ = o.corrupt(ids, data.rng(1, 3))
     assert torch.equal(out, again) and not torch.equal(out, other)
     assert not torch.isin(out[chosen & (out != tok.mask)], o.special).any()
 
@@ -76,7 +76,7 @@ def test_masked_tokens_are_80_10_10(tok):
 def test_special_tokens_are_never_chosen(tok):
     ids = torch.full((4, 10), tok.eos)
     ids[:, 0] = 50
-    _, chosen = objectives.Masked(tok, 0.9).corrupt(ids, data.rng(0))
+    _, chosen, _ = objectives.Masked(tok, 0.9).corrupt(ids, data.rng(0))
     assert chosen[:, 0].all() and not chosen[:, 1:].any()
 
 
@@ -88,7 +88,7 @@ def test_causal_labels_stop_at_documents(tok):
 
 
 def test_pairs_shift_right_and_ignore_padding(tok):
-    batch = objectives.SequenceToSequence(tok, start=tok.bos).pairs([([40, 41], [50, 51, 52]), ([42], [53])], None)
+    batch = objectives.SequenceToSequence(tok).pairs([([40, 41], [50, 51, 52]), ([42], [53])], None)
     assert batch.inputs["decoder_input_ids"].tolist() == [[tok.bos, 50, 51, 52], [tok.bos, 53, tok.eos, tok.pad]]
     assert batch.labels.tolist() == [50, 51, 52, tok.eos, 53, tok.eos, -100, -100] and batch.count == 6
     asked = objectives.Causal(tok).pairs([([40, 41], [50])], None)

@@ -28,8 +28,7 @@ def usual(config, paired):
     """The objective that fits a config and its data best."""
     topology = type(config).__name__
     if topology == "Decoder":
-        ahead = any(_sees_ahead(config.layer("pattern", i)) for i in range(config.layers))
-        return "prefix" if ahead else "causal"
+        return "prefix" if _ahead(config, prefix=True) and not _ahead(config) else "causal"
     if topology == "Encoder":
         return BY_OUTPUT.get(config.output, "masked")
     return "seq2seq" if paired else "denoise"
@@ -46,14 +45,11 @@ def kind_of(text):
     return OBJECTIVES[name]
 
 
-def _sees_ahead(pattern):
-    """Does the first of a few tokens see a later one?"""
-    row = tokens(8, marks={"prefix": torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]])})
-    return bool(read_pattern(pattern).allows(row.as_queries(), row.as_keys()).triu(1).any())
-
-
-def _ahead(config):
-    return next((p for i in range(config.layers) if _sees_ahead(p := config.layer("pattern", i))), None)
+def _ahead(config, prefix=False):
+    """The first pattern under which a token sees a later one, or None. prefix: where the first tokens are marked as one."""
+    row = tokens(8, marks={"prefix": torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]])} if prefix else None)
+    sees = lambda p: bool(read_pattern(p).allows(row.as_queries(), row.as_keys()).triu(1).any())
+    return next((p for i in range(config.layers) if sees(p := config.layer("pattern", i))), None)
 
 
 def make(text, config, tokenizer, paired, *, mask_rate=0.15, smoothing=0.0):
@@ -68,11 +64,11 @@ def make(text, config, tokenizer, paired, *, mask_rate=0.15, smoothing=0.0):
         )
     if config.output not in kind.outputs:
         raise ValueError(f"train.objective={name} needs a model with output={' or '.join(kind.outputs)}, not {config.output}")
-    if kind is Causal and (ahead := _ahead(config)):
+    if kind in (Causal, Prefix) and (ahead := _ahead(config)):
         raise ValueError(
-            f"train.objective=causal: under the pattern '{ahead}' a token sees the very tokens it shall predict; use causal or sliding(...)"
+            f"train.objective={name}: under the pattern '{ahead}' a token sees the very tokens it shall predict; use causal or sliding(...)"
         )
-    if kind is Prefix and not _ahead(config):
+    if kind is Prefix and not _ahead(config, prefix=True):
         raise ValueError("train.objective=prefix: the model's pattern lets no token look ahead; use pattern=prefix")
     if ("pairs" if paired else "text") not in kind.reads:
         need = (
