@@ -38,8 +38,8 @@ def save(folder, step, write_model, tensors, state, keep=2, again=False):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:08d}"
-    if final.exists():
-        if not again and not problem(final):
+    if final.exists() and not again:
+        if not problem(final):
             return final  # this step is already saved
         shutil.rmtree(final)
     for stale in folder.glob("*.tmp-*"):
@@ -58,6 +58,8 @@ def save(folder, step, write_model, tensors, state, keep=2, again=False):
         files.write_json(temporary / "manifest.json", {"step": step, "files": listed})
         files.fsync(temporary)
         _fault("save")
+        if final.exists():  # only now, when the new one is whole
+            shutil.rmtree(final)
         temporary.rename(final)
         files.fsync(folder)
     except BaseException:

@@ -195,7 +195,7 @@ class Shaw(Position):
         self.keys = nn.Parameter(torch.empty(2 * far + 1, head_dim).normal_(std=0.02))
         self.table = (self.keys if shared else nn.Parameter(torch.empty(2 * far + 1, head_dim).normal_(std=0.02))) if values else None
         if not values:
-            self.values = super().values  # attention may take its fast path
+            self.values = super().values  # nothing is added to them
 
     def distance(self, queries, keys):
         """(B|1, 1, T, S) rows of the table."""

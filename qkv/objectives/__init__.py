@@ -34,15 +34,20 @@ def usual(config, paired):
     return "seq2seq" if paired else "denoise"
 
 
-def kind_of(text):
-    """The class of an objective that is written `name` or `name(argument=value)`. Raises ValueError."""
+def _named(slot, text, table, *also):
+    """The class in a table that `text` names, `name` or `name(argument=value)`. Raises ValueError."""
     try:
         name = parse(text)[0]
     except ValueError as e:
-        raise ValueError(f"train.objective: {e}") from None
-    if name not in OBJECTIVES:
-        raise ValueError(f"train.objective='{name}' is not one of auto, {', '.join(OBJECTIVES)}.{nearest(name, OBJECTIVES)}")
-    return OBJECTIVES[name]
+        raise ValueError(f"{slot}: {e}") from None
+    if name not in table:
+        raise ValueError(f"{slot}='{name}' is not one of {', '.join((*also, *table))}.{nearest(name, table)}")
+    return table[name]
+
+
+def kind_of(text):
+    """The class of an objective that is written so. Raises ValueError."""
+    return _named("train.objective", text, OBJECTIVES, "auto")
 
 
 def _ahead(config, prefix=False):
@@ -82,14 +87,8 @@ def make(text, config, tokenizer, paired, *, mask_rate=0.15, smoothing=0.0):
 
 
 def task_of(text):
-    """The class of a task that is written `name` or `name(argument=value)`. Raises ValueError."""
-    try:
-        name = parse(text)[0]
-    except ValueError as e:
-        raise ValueError(f"train.task: {e}") from None
-    if name not in TASKS:
-        raise ValueError(f"train.task='{name}' is not one of {', '.join(TASKS)}.{nearest(name, TASKS)}")
-    return TASKS[name]
+    """The class of a task that is written so. Raises ValueError."""
+    return _named("train.task", text, TASKS)
 
 
 def make_task(text, config, tokenizer, length, smoothing=0.0):

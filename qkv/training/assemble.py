@@ -57,11 +57,11 @@ def assemble(r, weights=None, before=None):
     cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task) if task else data_of.open_corpus(d)
-    carried = {} if task is None else carries(task, cfg, corpus)  # fields that the task asks of a model
+    carried = lambda cfg: {} if task is None else carries(task, cfg, corpus)  # fields that the task asks of a model
     begun = weights or (folder.weights(t.init) if t.init else None)
     torch.manual_seed(t.seed)
     if begun is None:
-        tokenizer, cfg = fresh(r, models.replace(cfg, **carried), fields, corpus)
+        tokenizer, cfg = fresh(r, models.replace(cfg, **carried(cfg)), fields, corpus)
         model = models.build(cfg)
     else:
         tokenizer, model = tokenizers.load(begun), models.load(begun)
@@ -72,8 +72,7 @@ def assemble(r, weights=None, before=None):
                     f"train.init={t.init} is of the topology {type(model.config).__name__}; the preset {r.model['preset']} is of {type(cfg).__name__}"
                 )
             pad = {} if model.config.pad is not None else {"pad": tokenizer.pad if tokenizer.pad is not None else tokenizer.eos}
-            carried = {} if task is None else carries(task, model.config, corpus)
-            model = models.adapt(model, **{k: v for k, v in fields.items() if k != "vocab"} | pad | carried)
+            model = models.adapt(model, **{k: v for k, v in fields.items() if k != "vocab"} | pad | carried(model.config))
         cfg = model.config
     if tokenizer.pad is None:
         tokenizer.pad = cfg.pad
