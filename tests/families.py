@@ -35,6 +35,8 @@ SWITCH = T5 | {"num_experts": 3, "num_sparse_encoder_layers": 1, "num_sparse_dec
 LINEAR = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
 LLAMA3 = {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                               "original_max_position_embeddings": 16, "rope_theta": 500000.0}}  # fmt: skip
+YARN = {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 1.0,
+                            "rope_theta": 10000.0}}  # fmt: skip
 
 FAMILIES = [
     Row("gpt2", "GPT2LMHeadModel", GPT2, "decoder"),
@@ -46,6 +48,7 @@ FAMILIES = [
     Row("llama-biases", "LlamaForCausalLM", LLAMA | {"attention_bias": True, "mlp_bias": True, "head_dim": 12, "tie_word_embeddings": True}, "decoder"),
     Row("llama-linear", "LlamaForCausalLM", LLAMA | LINEAR, "decoder"),
     Row("llama-llama3", "LlamaForCausalLM", LLAMA | LLAMA3 | {"num_key_value_heads": 1}, "decoder"),
+    Row("llama-yarn", "LlamaForCausalLM", LLAMA | YARN, "decoder"),
     Row("llama-sequence", "LlamaForSequenceClassification", LLAMA | {"num_labels": 3, "pad_token_id": 0}, "decoder-label"),
     Row("llama-span", "LlamaForQuestionAnswering", LLAMA, "decoder-label", ("start_logits", "end_logits")),
     Row("gpt2-span", "GPT2ForQuestionAnswering", GPT2, "decoder-label", ("start_logits", "end_logits")),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import qkv
-from qkv.core import KERNELS, Attention, Context, tokens
+from qkv.core import KERNELS, Attention, Cache, Causal, Context, Full, See, tokens
 from qkv.core.efficient import BigBird, Linformer, Performer
 
 
@@ -14,8 +14,6 @@ def context(length, valid=None):
 
 def layer(kernel, pattern=None, **fields):
     torch.manual_seed(0)
-    from qkv.core import Causal, Full
-
     return Attention(16, 2, kernel=kernel, pattern={None: Full(), "causal": Causal()}[pattern], **fields).double().eval()
 
 
@@ -70,10 +68,49 @@ def test_prefix_sums_are_causal_linear_attention(generalized, length):
     a = layer(Performer(8, 16, generalized), "causal")
     x = torch.randn(2, length, 16, dtype=torch.float64)
     q, k, v = heads(a, x)
-    q, k = a.kernel.features(q, True), a.kernel.features(k, False)
+    q, k = a.kernel.features(q, None, each=True), a.kernel.features(k, None)
     weights = (q @ k.mT).tril()
-    want = weights @ v / (weights.sum(-1) + 1e-6 * q.sum(-1))[..., None]
+    want = weights @ v / (weights.sum(-1) + a.kernel.tiny * q.sum(-1))[..., None]
     torch.testing.assert_close(a(x, context(length)), a.o(want.transpose(1, 2).flatten(2)), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("padded", (False, True))
+def test_performer_by_pieces_equals_its_formula(padded):
+    """Value and gradients; pieces shorter than the text, one of them all padding."""
+    kernel = Performer(8, 3000, redraw=0).double()
+    t = tokens(150, valid=torch.arange(150)[None] >= torch.tensor([[0], [80]]) if padded else None)
+    see = See(Full(), t, t)
+    qkv_ = [torch.randn(2, 3, 150, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    q, k, v, gone = kernel.ready(*qkv_, see)
+    q, k = kernel.features(q, None, each=True), kernel.features(k, gone)
+    want, got = (q @ (k.mT @ v)) / (q @ k.sum(2)[..., None]), kernel(*qkv_, see, None)
+    weigh = torch.randn_like(want)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad((y * weigh).sum(), qkv_) for y in (got, want))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padded", (False, True))
+@pytest.mark.parametrize("generalized", (None, "relu"))
+@torch.no_grad()
+def test_performer_decodes_with_a_state_of_constant_size(generalized, padded):
+    """The same as with every key kept, whose size grows."""
+    a = Attention(16, 2, kv_heads=1, pattern=Causal(), kernel=Performer(8, 24, generalized, redraw=0, eps=0.01)).double()
+    x = torch.randn(2, 40, 16, dtype=torch.float64)
+    valid = torch.arange(40)[None] >= torch.tensor([[0], [9]])
+    caches = Cache(rolling=True), Cache(rolling=False)
+    at, sizes = 0, []
+    for count in (6, 6, 1, 1, 5, 1, 20):  # the first pass of the second row is padding alone
+        known = dict(valid=valid[:, at : at + count]) if padded else {}
+        one, two = (a(x[:, at : at + count], Context(tokens(count, start=at, **known), cache=c)) for c in caches)
+        real = valid[:, at : at + count] if padded else torch.ones(2, count, dtype=torch.bool)
+        torch.testing.assert_close(one[real], two[real], rtol=0, atol=1e-5)
+        at += count
+        sizes.append(caches[0].nbytes())
+    assert len(set(sizes)) == 1 and caches[0].nbytes() < caches[1].nbytes()
+    caches[0].select(torch.tensor([1, 1]))
+    got = a(x[[1, 1], :1], Context(tokens(1, start=40), cache=caches[0]))
+    torch.testing.assert_close(got[0], got[1], rtol=0, atol=0)
 
 
 def test_features_are_drawn_anew_in_training_only():

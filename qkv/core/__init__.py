@@ -9,8 +9,9 @@ from .efficient import Experts
 from .kernels import KERNELS as EXACT
 from .kernels import Softmax
 from .layers import NORMS, Embedding, FeedForward, GatedFeedForward, LayerNorm, RMSNorm
-from .masks import PATTERNS, Causal, Documents, Full, Pattern, Prefix, See, Sliding, Tokens, read_pattern
-from .positions import POSITIONS, ALiBi, Learned, NoPosition, Position, RoPE, Sinusoid, T5Bias
+from .masks import Causal, Documents, Full, Pattern, Prefix, See, Sliding, Tokens
+from .patterns import PATTERNS, read_pattern
+from .positions import POSITIONS, XL, ALiBi, Learned, NoPosition, Position, RoPE, RoPE2D, Shaw, Sinusoid, Sinusoid2D, T5Bias
 from .slots import build, nearest
 
 KERNELS = EXACT | efficient.KERNELS
@@ -22,6 +23,7 @@ __all__ = [
     "NORMS",
     "PATTERNS",
     "POSITIONS",
+    "XL",
     "ALiBi",
     "Attention",
     "Block",
@@ -44,8 +46,11 @@ __all__ = [
     "RMSNorm",
     "Residual",
     "RoPE",
+    "RoPE2D",
     "See",
+    "Shaw",
     "Sinusoid",
+    "Sinusoid2D",
     "Sliding",
     "Softmax",
     "Stack",

@@ -39,6 +39,7 @@ class Attention(nn.Module):
         self.position, self.kernel = position or NoPosition(), kernel or Softmax()
         if getattr(self.kernel, "shared_values", False):
             self.v = self.k
+        self.reach = pattern.reach()
         name, scheme = type(self.kernel).__name__, type(self.position)
         for part in pattern.parts():
             if not isinstance(part, self.kernel.patterns):
@@ -69,14 +70,16 @@ class Attention(nn.Module):
             q = self.q_norm(self.split(self.q(x_BTD)))
             make = lambda: (self.k_norm(self.split(self.k(ctx.memory))), self.split(self.v(ctx.memory)))
             k, v = ctx.cache.once(self, make) if ctx.cache is not None else make()
-            bias = None
+            out = self.kernel(q, k, v, ctx.see(self.pattern, True), self.position)
         else:
             q, k, v = self.project(x_BTD)
-            q = self.position.rotate(self.q_norm(self.split(q)), ctx.queries)
+            q = self.position.query(self.position.rotate(self.q_norm(self.split(q)), ctx.queries))
             k = self.position.rotate(self.k_norm(self.split(k)), ctx.queries)
             v = self.split(v)
-            if ctx.cache is not None:
-                k, v = ctx.cache.extend(self, k, v)
-            bias = ctx.bias
-        out = self.kernel(q, k, v, ctx.see(self.pattern, self.cross), self.position, bias)
+            if ctx.cache is not None and ctx.cache.rolling and hasattr(self.kernel, "step"):
+                out = self.kernel.step(q, k, v, ctx.see(self.pattern, new=True), self, ctx.cache.states)
+            else:
+                if ctx.cache is not None:
+                    k, v = ctx.cache.extend(self, k, v, self.reach)
+                out = self.kernel(q, k, v, ctx.see(self.pattern), self.position, ctx.shared)
         return self.o(out.transpose(1, 2).flatten(2))

@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks in order, then a norm. position: a scheme whose site is "stack": its bias is computed once and shared by all.
+    """Blocks in order, then a norm. position: a scheme whose site is "stack": its bias is computed once a pass and shared by all.
     order: numbers of the blocks as they are run, where some run several times (ALBERT, 2020, section 3.1)."""
 
     def __init__(self, blocks, norm=None, position=None, order=None):
@@ -65,7 +65,7 @@ class Stack(nn.Module):
     def run(self, x_BTD, ctx):
         """(B, T, D) -> (B, T, D)"""
         if self.shared is not None:
-            ctx.bias = self.shared.bias(None, ctx.queries, ctx.keys)
+            ctx.shared = self.shared
         for i in self.order:
             x_BTD = self.blocks[i](x_BTD, ctx)
         return self.norm(x_BTD)

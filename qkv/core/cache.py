@@ -9,18 +9,22 @@ class Cache:
     """Preallocated keys and values of every attention layer, and the tokens they came from.
 
     capacity: tokens to make room for; with None it starts small and doubles. fixed=True keeps every tensor at full capacity
-    (unused places are padding to the mask), so that a compiled step sees one shape only.
+    (unused places are padding to the mask), so that a compiled step sees one shape only. rolling=True: a layer keeps
+    the least that newer tokens need, a window of keys and values or a running sum; such a cache cannot be cut (`first`).
     Raises ValueError where a fixed cache is full.
     """
 
-    def __init__(self, capacity=None, fixed=False):
+    def __init__(self, capacity=None, fixed=False, rolling=False):
         if fixed and not capacity:
             raise ValueError("a fixed cache needs a capacity")
-        self.capacity, self.fixed = capacity or 64, fixed
+        if fixed and rolling:
+            raise ValueError("a fixed cache keeps every token; it cannot be rolling too")
+        self.capacity, self.fixed, self.rolling = capacity or 64, fixed, rolling
         self.length = 0
-        self.kv, self.made = {}, {}
+        self.kv, self.made, self.states = {}, {}, {}  # states: what kernels keep in place of keys and values
         self.position, self.marks, self.plain = None, {}, True
         self.at = self.slots = None  # the length as a tensor (a compiled step sees no new number), and the places being written
+        self.new, self.steady = 0, True  # tokens of this pass; do all rows count up to their newest token, padding only before?
 
     def advance(self, queries):
         """Makes room for the tokens of a pass and returns all tokens seen so far (its keys)."""
@@ -40,9 +44,22 @@ class Cache:
         self.position.index_copy_(1, self.slots, queries.position.expand(self.position.shape[0], -1))
         for name, mark in queries.marks.items():
             self.marks[name].index_copy_(1, self.slots, mark.expand(self.position.shape[0], -1))
-        self.length += T
-        end = self.end
-        return Tokens(self.position[:, :end], {n: m[:, :end] for n, m in self.marks.items()}, self.plain and not self.fixed)
+        self.length, self.new = self.length + T, T
+        if self.rolling and not self.plain:
+            seen = self.position[:, max(0, self.length - T - 1) : self.length]
+            self.steady = self.steady and bool((~(seen[:, :-1] >= 0) | (seen.diff(dim=1) == 1)).all())
+        return self.keys()
+
+    def keys(self, reach=None):
+        """Tokens of the keys that a layer of that reach hands out."""
+        start, end = self.length - self.kept(reach), self.end
+        cut = lambda x: x[:, start:end]
+        return Tokens(cut(self.position), {n: cut(m) for n, m in self.marks.items()}, self.plain and not self.fixed)
+
+    def kept(self, reach):
+        """How many of the newest tokens a layer of that reach reads in this pass."""
+        rolls = self.rolling and reach is not None and self.steady
+        return min(self.length, self.new + reach - 1) if rolls else self.length
 
     @property
     def end(self):
@@ -60,10 +77,14 @@ class Cache:
         if self.position is not None:
             self.position = grow(self.position, -1)
             self.marks = {n: grow(m, 0) for n, m in self.marks.items()}
-        self.kv = {who: tuple(grow(x.mT, 0).mT.contiguous() for x in pair) for who, pair in self.kv.items()}
+        whole = lambda who, pair: pair if who in self.states else tuple(grow(x.mT, 0).mT.contiguous() for x in pair)
+        self.kv = {who: whole(who, pair) for who, pair in self.kv.items()}
 
-    def extend(self, who, k_BGTC, v_BGTC):
-        """Stores the new keys and values of layer `who`; returns all of its keys and values up to `end`."""
+    def extend(self, who, k_BGTC, v_BGTC, reach=None):
+        """Stores the new keys and values of layer `who`; returns those that it reads: all, or with a reach and rolling=True the
+        newest."""
+        if self.rolling and reach is not None:
+            return self.roll(who, k_BGTC, v_BGTC, reach)
         if who not in self.kv:
             B, G, _, C = k_BGTC.shape
             self.kv[who] = tuple(x.new_zeros(B, G, self.capacity, C) for x in (k_BGTC, v_BGTC))
@@ -72,6 +93,23 @@ class Cache:
             buffer.index_copy_(2, self.slots, new.to(buffer.dtype))
             out.append(buffer[:, :, : self.end])
         return out
+
+    def roll(self, who, k_BGTC, v_BGTC, reach):
+        """The window's buffers have twice its size: tokens move to the front once in a window. states[who]: how many are in use."""
+        T, used = k_BGTC.shape[2], self.states.get(who, 0)
+        if who not in self.kv or used + T > self.kv[who][0].shape[2]:
+            keep = min(used, reach - 1) if self.steady else used
+            room = max(2 * reach, keep + T) if self.steady else 2 * (keep + T)
+            fresh = tuple(x.new_zeros(*x.shape[:2], room, x.shape[3]) for x in (k_BGTC, v_BGTC))
+            for new, old in zip(fresh, self.kv.get(who, ())):
+                new[:, :, :keep] = old[:, :, used - keep : used]
+            self.kv[who], used = fresh, keep
+        if self.kept(reach) - T > used:
+            raise ValueError("padding behind the tokens of a row: a rolling cache has dropped tokens that are needed; use rolling=False")
+        for buffer, new in zip(self.kv[who], (k_BGTC, v_BGTC)):
+            buffer[:, :, used : used + T] = new
+        self.states[who] = used + T
+        return [x[:, :, used + T - self.kept(reach) : used + T] for x in self.kv[who]]
 
     def once(self, who, make):
         """What `make` returns, computed at the first call only (keys of an encoder's output)."""
@@ -87,9 +125,12 @@ class Cache:
         self.kv = {who: tuple(x[rows] for x in pair) for who, pair in self.kv.items()}
         deep = lambda x: tuple(map(deep, x)) if isinstance(x, tuple) else x.rows(shared) if isinstance(x, Tokens) else x[rows]
         self.made = {who: deep(x) for who, x in self.made.items()}
+        self.states = {who: x if isinstance(x, int) else tuple(t[rows] for t in x) for who, x in self.states.items()}
 
     def first(self, count):
-        """A cache of its own with the first `count` tokens of this one."""
+        """A cache of its own with the first `count` tokens of this one. Raises ValueError where a layer keeps no single tokens."""
+        if self.states and count:
+            raise ValueError("this cache keeps a window or a state, not every token; it cannot be cut")
         out = Cache(max(count, 1))
         if count and self.position is not None:
             cut = lambda x, at: x.narrow(at, 0, count).clone()
@@ -100,5 +141,6 @@ class Cache:
         return out
 
     def nbytes(self):
-        """Bytes held by keys and values."""
-        return sum(x.nbytes for pair in self.kv.values() for x in pair)
+        """Bytes held by keys and values, or by what stands in their place."""
+        states = (s for s in self.states.values() if not isinstance(s, int))
+        return sum(x.nbytes for held in (*self.kv.values(), *states) for x in held)

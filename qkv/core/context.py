@@ -24,14 +24,14 @@ def tokens(length, *, start=0, position=None, valid=None, marks=None, device=Non
 
 @dataclass
 class Context:
-    """queries: the tokens of x. memory (B, S', D) with its tokens: what cross-attention reads. bias: (B|1, H, T, S) added to the
-    scores of every layer (ALiBi, T5). losses: auxiliary losses that parts leave behind (balance of experts)."""
+    """queries: the tokens of x. memory (B, S', D) with its tokens: what cross-attention reads. shared: a position scheme
+    that adds to the scores of every layer (ALiBi, T5). losses: auxiliary losses that parts leave behind (balance of experts)."""
 
     queries: Tokens
     memory: torch.Tensor | None = None
     memory_tokens: Tokens | None = None
     cache: object | None = None
-    bias: torch.Tensor | None = None
+    shared: object | None = None
     losses: list = field(default_factory=list)
     sees: dict = field(default_factory=dict)
 
@@ -40,9 +40,11 @@ class Context:
         if self.memory is not None and self.memory_tokens is None:
             self.memory_tokens = tokens(self.memory.shape[1], device=self.memory.device)
 
-    def see(self, pattern, cross=False):
-        """The See of a pattern, made once per pass."""
-        key = (pattern, cross)
+    def see(self, pattern, cross=False, new=False):
+        """The See of a pattern, made once per pass: of the memory (cross), of the new tokens alone (new), or of all keys in reach."""
+        key = (pattern, cross, new)
         if key not in self.sees:
-            self.sees[key] = See(pattern, self.queries, self.memory_tokens if cross else self.keys)
+            rolls = self.cache is not None and self.cache.rolling
+            keys = self.memory_tokens if cross else self.queries if new else self.cache.keys(pattern.reach()) if rolls else self.keys
+            self.sees[key] = See(pattern, self.queries, keys)
         return self.sees[key]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .efficient import blocks
 from .layers import dropout
 from .masks import Pattern
 from .positions import Position
@@ -32,22 +33,31 @@ class Softmax(nn.Module):
         self.dropout, self.scale, self.upcast = dropout, scale, upcast
         self.weights = nn.Identity()
 
-    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, bias):
-        own = position.bias(q_BHTC, see.queries, see.keys)
-        bias = own if bias is None else bias if own is None else own + bias
+    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         p = self.dropout if self.training else 0.0
-        if self.weights._forward_hooks or self.upcast or type(position).values is not Position.values or _slow_backward(q_BHTC, k_BGSC, p):
-            return self.explicit(q_BHTC, k_BGSC, v_BGSC, see, position, bias, p)
-        gqa = q_BHTC.shape[1] != k_BGSC.shape[1]
-        if q_BHTC.is_cuda and bias is None and p == 0 and not (see.all or see.triangle) and q_BHTC.shape[2] > 1:
+        looked_into = bool(self.weights._forward_hooks)
+        biased = shared is not None or type(position).bias is not Position.bias
+        explicit = looked_into or self.upcast or type(position).values is not Position.values
+        if q_BHTC.is_cuda and not (biased or explicit or p or see.all or see.triangle) and q_BHTC.shape[2] > 1:
+            gqa = q_BHTC.shape[1] != k_BGSC.shape[1]
             return _flex()(q_BHTC, k_BGSC, v_BGSC, block_mask=see.blocks(q_BHTC.shape[1]), scale=self.scale, enable_gqa=gqa)
-        if bias is not None:
-            mask = see.added(bias, q_BHTC.dtype)
-        else:
-            mask = None if see.all or see.triangle else see.dense()
-        return F.scaled_dot_product_attention(
-            q_BHTC, k_BGSC, v_BGSC, mask, p, is_causal=mask is None and see.triangle, scale=self.scale, enable_gqa=gqa
-        )
+        plan = None if looked_into else blocks.plan(see, q_BHTC.shape[1], biased or explicit or p > 0)
+        if plan is not None:
+            dense = lambda q, k, v, see: self.dense(q, k, v, see, position, shared, explicit, p)
+            return blocks.attend(dense, plan, q_BHTC, k_BGSC, v_BGSC)
+        return self.dense(q_BHTC, k_BGSC, v_BGSC, see, position, shared, explicit, p)
+
+    def dense(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared, explicit, p):
+        """Every query against every key that is given."""
+        own = position.bias(q_BHTC, see.queries, see.keys)
+        bias = see.bias(shared)
+        bias = own if bias is None else bias if own is None else own + bias
+        if explicit or _slow_backward(q_BHTC, k_BGSC, p):
+            return self.explicit(q_BHTC, k_BGSC, v_BGSC, see, position, bias, p)
+        triangle = bias is None and see.triangle
+        mask = None if triangle or (bias is None and see.all) else see.added(bias, q_BHTC.dtype, own is None)
+        gqa = q_BHTC.shape[1] != k_BGSC.shape[1]
+        return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, mask, p, is_causal=triangle, scale=self.scale, enable_gqa=gqa)
 
     def explicit(self, q_BHTC, k_BGSC, v_BGSC, see, position, bias, p):
         """The formula as it is written, its softmax in float32 at least."""

@@ -3,13 +3,10 @@
 Dims: B batch, T queries, S keys.
 """
 
-import ast
 import math
 from dataclasses import dataclass, field
 
 import torch
-
-from .slots import build
 
 
 @dataclass
@@ -39,11 +36,46 @@ class Tokens:
         return Tokens(self.position[:, None, :], {k: v[:, None, :] for k, v in self.marks.items()})
 
 
+@dataclass
+class Blocks:
+    """Tokens cut into blocks: position and marks are (B|1, N, P). axis: where the other side's blocks stand in (B, N, M)."""
+
+    tokens: Tokens
+    axis: int
+
+    def values(self, of, empty):
+        of = "position" if of is None else of
+        x = of(self.tokens) if callable(of) else self.tokens.position if of == "position" else self.tokens.mark(of)
+        return x.masked_fill(self.tokens.position < 0, empty)
+
+    def low(self, of=None):
+        """The least position (or mark of that name, or of(tokens)) in each block, padding left out."""
+        return self.values(of, FAR).amin(-1).unsqueeze(self.axis)
+
+    def high(self, of=None):
+        return self.values(of, -FAR).amax(-1).unsqueeze(self.axis)
+
+
+FAR = 2**40  # over any position, and the difference of two such is still a number
+
+
 class Pattern:
-    """A frozen value; `allows` broadcasts queries (B, T, 1) against keys (B, 1, S) and answers in booleans."""
+    """A frozen value; `allows` broadcasts queries (B, T, 1) against keys (B, 1, S) and answers in booleans.
+
+    stride: positions that leave the same rest belong together (dilated patterns)."""
+
+    stride = 1
 
     def allows(self, q, k):
         raise NotImplementedError
+
+    def touches(self, q, k):
+        """May any query of a block see any key of a block? Of `Blocks`; broadcasts to (B, N, M). It may say yes too often, never no."""
+        return torch.ones((), dtype=torch.bool, device=k.tokens.position.device)
+
+    def reach(self):
+        """How many tokens back a query sees at most, itself included; None: any number."""
+        return None
 
     def within(self, length, marks=()):
         """The simplest pattern that means the same for positions below `length`, of tokens that carry these marks."""
@@ -75,6 +107,9 @@ class Causal(Pattern):
     def allows(self, q, k):
         return k.position <= q.position
 
+    def touches(self, q, k):
+        return k.low() <= q.high()
+
 
 @dataclass(frozen=True)
 class Sliding(Pattern):
@@ -88,6 +123,12 @@ class Sliding(Pattern):
 
     def allows(self, q, k):
         return (k.position <= q.position) & (q.position - k.position < self.window)
+
+    def touches(self, q, k):
+        return (k.low() <= q.high()) & (q.low() - k.high() < self.window)
+
+    def reach(self):
+        return self.window
 
     def within(self, length, marks=()):
         return Causal() if self.window >= length else self
@@ -112,6 +153,12 @@ class Prefix(Pattern):
             return causal | (k.position < self.length)
         return causal if k.mark("prefix") is None else causal | (k.mark("prefix") == 1)
 
+    def touches(self, q, k):
+        causal = k.low() <= q.high()
+        if self.length is not None:
+            return causal | (k.low() < self.length)
+        return causal if k.tokens.mark("prefix") is None else causal | (k.high("prefix") == 1)
+
     def within(self, length, marks=()):
         return Causal() if self.length is None and "prefix" not in marks else self
 
@@ -126,6 +173,11 @@ class Documents(Pattern):
             raise ValueError("some tokens say which document they are of and others do not; give `documents` in every pass or in none")
         return torch.ones_like(k.position, dtype=torch.bool) if mine is None else mine == theirs
 
+    def touches(self, q, k):
+        if k.tokens.mark("document") is None or q.tokens.mark("document") is None:
+            return super().touches(q, k)
+        return (q.low("document") <= k.high("document")) & (k.low("document") <= q.high("document"))
+
     def within(self, length, marks=()):
         return self if "document" in marks else Full()
 
@@ -137,6 +189,12 @@ class And(Pattern):
 
     def allows(self, q, k):
         return self.left.allows(q, k) & self.right.allows(q, k)
+
+    def touches(self, q, k):
+        return self.left.touches(q, k) & self.right.touches(q, k)
+
+    def reach(self):
+        return min((r for r in (self.left.reach(), self.right.reach()) if r is not None), default=None)
 
     def within(self, length, marks=()):
         a, b = self.left.within(length, marks), self.right.within(length, marks)
@@ -160,33 +218,19 @@ class Or(Pattern):
     def allows(self, q, k):
         return self.left.allows(q, k) | self.right.allows(q, k)
 
+    def touches(self, q, k):
+        return self.left.touches(q, k) | self.right.touches(q, k)
+
+    def reach(self):
+        each = self.left.reach(), self.right.reach()
+        return None if None in each else max(each)
+
     def within(self, length, marks=()):
         a, b = self.left.within(length, marks), self.right.within(length, marks)
         return Full() if Full() in (a, b) else a if a == b else Or(a, b)
 
     def parts(self):
         return self.left.parts() + self.right.parts()
-
-
-PATTERNS = {"full": Full, "causal": Causal, "sliding": Sliding, "prefix": Prefix, "documents": Documents}
-
-
-def read_pattern(text, **given):
-    """'causal & documents | prefix(4)' -> Pattern. Raises ValueError with what is allowed."""
-    if isinstance(text, Pattern):
-        return text
-    try:
-        node = ast.parse(str(text).strip(), mode="eval").body
-    except SyntaxError:
-        raise ValueError(f"pattern: cannot read '{text}': join names or calls by & and |, e.g. causal & sliding(128)") from None
-
-    def walk(node):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.BitAnd, ast.BitOr)):
-            kind = And if isinstance(node.op, ast.BitAnd) else Or
-            return kind(walk(node.left), walk(node.right))
-        return build("pattern", ast.unparse(node), PATTERNS, **given)
-
-    return walk(node)
 
 
 class See:
@@ -199,7 +243,8 @@ class See:
         self.pattern = pattern.within(S if self.plain else math.inf, keys.marks)
         if self.plain and T == 1 and isinstance(self.pattern, Causal):
             self.pattern = Full()  # the newest token sees all that came before
-        self._dense = self._hidden = self._added = self._blocks = None
+        self._dense = self._hidden = self._blocks = None
+        self.memo = {}  # what kernels worked out once for this pass
 
     @property
     def all(self):
@@ -234,11 +279,27 @@ class See:
             self._hidden = ~self.dense()
         return self._hidden
 
-    def added(self, bias, dtype):
-        """`bias` (B|1, H, T, S) with -inf where nothing may be seen. One that every layer shares is merged once per pass."""
-        if self._added is None or self._added[0] is not bias:
-            self._added = bias, torch.where(self.dense(), bias, -torch.inf).to(dtype)
-        return self._added[1]
+    def bias(self, shared):
+        """(B|1, H, T, S) scores of a scheme that all layers share, worked out once per pass; None where there is none."""
+        if shared is None:
+            return None
+        key = ("bias", id(shared))
+        if key not in self.memo:
+            self.memo[key] = shared.bias(None, self.queries, self.keys)
+        return self.memo[key]
+
+    def added(self, bias, dtype, shared=True):
+        """`bias` (B|1, H, T, S), or None, with -inf where nothing may be seen. Merged once per pass where all layers share it."""
+        if bias is None or shared:
+            key = ("added", None if bias is None else id(bias), dtype)
+            if key not in self.memo:
+                self.memo[key] = self.merged(bias, dtype)
+            return self.memo[key]
+        return self.merged(bias, dtype)
+
+    def merged(self, bias, dtype):
+        zero = torch.zeros((), dtype=dtype, device=self.keys.position.device)
+        return torch.where(self.dense(), zero if bias is None else bias, -torch.inf).to(dtype)
 
     def blocks(self, heads):
         """The same as flex_attention's BlockMask."""

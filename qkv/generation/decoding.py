@@ -76,7 +76,7 @@ class Decoding:
         self.ids, mask = (x.to(device) for x in padded(written, pad, "left"))
         self.number = (mask.cumsum(-1) - 1).clamp(min=-1) if not bool(mask.all()) else None
         self.seen = torch.where(mask, self.ids, -1)
-        self.cache = Cache(self.ids.shape[1] + room) if cached else None
+        self.cache = Cache(self.ids.shape[1] + room, rolling=True) if cached else None
         self.extra = {}
         if self.pair:
             source, there = (x.to(device) for x in padded(prompts, pad))

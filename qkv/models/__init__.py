@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoints import files
+from ..core import Learned
 from ..words import nearest
 from . import bart, bert, bert_variants, bigbird, efficient, gpt2, gpts, layer, llama, switch, t5, transformer
 from .decoder import Decoder, DecoderModel
@@ -72,7 +73,7 @@ def create(name, **fields):
 
 def adapt(model, **fields):
     """A model with fields of its config changed, whose weights are those of `model` wherever name and shape agree; the rest, such as
-    another head, begins anew."""
+    another head, begins anew. Learned positions are stretched to a greater length."""
     from ..checkpoints import table
 
     new = build(replace(model.config, **fields)).to(next(model.parameters()).dtype)
@@ -81,6 +82,10 @@ def adapt(model, **fields):
         for name, value in mine.items():
             if name in theirs and theirs[name].shape == value.shape:
                 value.copy_(theirs[name])
+    tables = {n: m for n, m in model.named_modules() if isinstance(m, Learned)}
+    for name, m in new.named_modules():
+        if isinstance(m, Learned) and name in tables and m.length != tables[name].length and m.offset == tables[name].offset:
+            m.stretch(tables[name])
     return new
 
 

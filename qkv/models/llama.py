@@ -24,6 +24,15 @@ HEADS = {
 }
 
 
+CONTEXT = {"factor": "factor", "original": "original_max_position_embeddings"}
+SCALINGS = {  # rope_type: {our argument: its key}
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": CONTEXT | {"low": "low_freq_factor", "high": "high_freq_factor"},
+    "yarn": CONTEXT | {"low": "beta_slow", "high": "beta_fast"},
+}
+
+
 def _rope(raw, theta):
     """rope_theta and rope_scaling, or the newer rope_parameters, as the text of the position slot."""
     given = dict(raw.pop("rope_parameters", None) or {})
@@ -32,13 +41,14 @@ def _rope(raw, theta):
     base = given.pop("rope_theta", base if base is not None else theta)
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
-    names = {"default": {}, "linear": {"factor": "factor"},
-             "llama3": {"factor": "factor", "low_freq_factor": "low", "high_freq_factor": "high", "original_max_position_embeddings": "original"}}  # fmt: skip
-    if kind not in names:
-        raise ValueError(f"config.json: rope_type={kind!r} is not supported; {', '.join(names)} are")
-    if set(given) - set(names[kind]):
-        raise ValueError(f"config.json: rope scaling {kind} takes no {', '.join(sorted(set(given) - set(names[kind])))}")
-    written = [f"base={base}"] + ([f"scaling={kind}"] if kind != "default" else []) + [f"{names[kind][k]}={v}" for k, v in given.items()]
+    if kind not in SCALINGS:
+        raise ValueError(f"config.json: rope_type={kind!r} is not supported; {', '.join(SCALINGS)} are")
+    names = {theirs: ours for ours, theirs in SCALINGS[kind].items()}
+    if set(given) - set(names):
+        raise ValueError(f"config.json: rope scaling {kind} takes no {', '.join(sorted(set(given) - set(names)))}")
+    if kind == "yarn":
+        given.setdefault("original_max_position_embeddings", raw.get("max_position_embeddings", 2048))
+    written = [f"base={base}"] + ([f"scaling={kind}"] if kind != "default" else []) + [f"{names[k]}={v}" for k, v in given.items()]
     return f"rope({', '.join(written)})"
 
 
@@ -57,9 +67,11 @@ def _before(theta):
 
 def _after(raw, cfg):
     _, _, rope = parse(raw.pop("_position"))
-    scaling = {"rope_type": rope["scaling"]} if rope.get("scaling") else {}
-    theirs = {"factor": "factor", "low": "low_freq_factor", "high": "high_freq_factor", "original": "original_max_position_embeddings"}
-    scaling |= {theirs[k]: v for k, v in rope.items() if k in theirs}
+    kind = rope.get("scaling") or "default"
+    if kind not in SCALINGS:
+        raise ValueError(f"position={cfg.position!r}: the published layout has no scaling={kind}")
+    scaling = {"rope_type": kind} if kind != "default" else {}
+    scaling |= {SCALINGS[kind][k]: v for k, v in rope.items() if k in SCALINGS[kind]}
     raw["rope_theta"] = rope.get("base", 10000.0)
     if scaling:
         raw["rope_scaling"] = scaling

@@ -213,7 +213,7 @@ def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=No
         pick = lambda slot, i=i: slot if isinstance(slot, str) else slot[i % len(slot)]
         kernel = lambda i=i: build("kernel", cfg.layer("kernel", i), KERNELS, dropout=cfg.attn_dropout, length=cfg.length, heads=heads,
                                     head_dim=cfg.head_dim or cfg.dim // heads)  # fmt: skip
-        see, mine = read_pattern(pick(pattern)) & Documents(), kernel()
+        see, mine = read_pattern(pick(pattern), longest=cfg.length) & Documents(), kernel()
         if position is not None and position.site == "stack" and not mine.takes_scores:
             raise ValueError(f"kernel={cfg.layer('kernel', i)} forms no scores for position={cfg.position} to add to; use kernel=softmax")
         scheme = make_position(cfg, heads=heads, causal=True) if trained else own

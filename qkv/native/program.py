@@ -224,7 +224,7 @@ class _Writer:
         if type(position) is RoPE:
             if id(position) not in self.tables:
                 angle = torch.arange(self.reach).double()[:, None] * position.frequencies(torch.float64, "cpu")
-                self.tables[id(position)] = self.keep(torch.cat([angle.cos(), angle.sin()], 1))
+                self.tables[id(position)] = self.keep(torch.cat([angle.cos(), angle.sin()], 1) * position.sharper)
             return self.tables[id(position)], position.dim, position.interleaved
         if type(position) is not NoPosition and type(position).site == "layer":
             raise CannotLower(f"the position {type(position).__name__} in attention")

@@ -43,7 +43,7 @@ class BigBird(nn.Module):
         used[0, 1] = used[-1, 3] = False  # the first and last block are neighbours there
         return blocks.to(device), used.to(device)
 
-    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, bias):
+    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         if "document" in see.keys.marks:
             raise ValueError("kernel bigbird cannot keep packed documents apart (data.across=true)")
         groups, p = q_BHTC.shape[1] // k_BGSC.shape[1], self.dropout if self.training else 0.0

@@ -25,7 +25,7 @@ class Linformer(nn.Module):
         self.keys = nn.Parameter(torch.empty(length, rank).uniform_(-(rank**-0.5), rank**-0.5))
         self.values = self.keys if shared else nn.Parameter(torch.empty(length, rank).uniform_(-(rank**-0.5), rank**-0.5))
 
-    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, bias):
+    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         S = k_BGSC.shape[2]
         if self.length < S:
             raise ValueError(f"the text has {S} tokens and Linformer's projection is for {self.length} (length); shorten it")

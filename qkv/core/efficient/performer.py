@@ -4,6 +4,7 @@ Dims: B batch, T queries, S keys, H heads, G key-value heads, C channels of a he
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -46,16 +47,35 @@ class Performer(nn.Module):
         self.redraw, self.eps, self.passes = redraw, (1e-3 if generalized else 1e-4) if eps is None else eps, 0
         self.register_buffer("projection", orthogonal(features, head_dim))
 
-    def features(self, x_BHSC, query, gone=None):
-        """phi(x): (B, H, S, M). Scaled so that the largest exponent is 0, which cancels in the quotient. gone: keys that are padding."""
-        x = x_BHSC * x_BHSC.shape[-1] ** -0.25
-        dash = x @ self.projection.to(x.dtype).T
-        if self.act is not None:
-            return self.act(dash) + self.eps
-        most = (dash if gone is None else dash.masked_fill(gone, -torch.inf)).amax(-1 if query else (-1, -2), keepdim=True).detach()
-        return (torch.exp(dash - x.square().sum(-1, keepdim=True) / 2 - most) + self.eps) * dash.shape[-1] ** -0.5
+    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
+        q, k, v, gone = self.ready(q_BHTC, k_BGSC, v_BGSC, see)
+        if self.act is None and isinstance(see.pattern, Full):
+            return Favor.apply(q, k, v, self.projection.to(q.dtype), self.eps, gone)
+        past = k.shape[2] - q.shape[2]  # decoding: the newest queries, every key before them
+        q, k = self.features(q, gone=None, each=True), self.features(k, gone)
+        if isinstance(see.pattern, Full):
+            return (q @ (k.mT @ v)) / (q @ k.sum(2)[..., None])
+        state, total = k[:, :, :past].mT @ v[:, :, :past], k[:, :, :past].sum(2)[..., None]
+        return prefix_sums(q, k[:, :, past:], v[:, :, past:], state, total, self.tiny)
 
-    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, bias):
+    def step(self, q_BHTC, k_BGTC, v_BGTC, see, who, states):
+        """The same, causal, with sums of constant size in place of all keys before (section 2.2), kept in states[who]."""
+        q, k, v, gone = self.ready(q_BHTC, k_BGTC, v_BGTC, see, all_gone=True)
+        P, query = self.projection.to(q.dtype), self.features(q, gone=None, each=True)
+        before = Sums(*states[who]) if who in states else Sums.none(q, P, v)
+        if self.act is not None:
+            before, e = before.over(torch.zeros_like(before.most)), self.features(k, gone)
+        else:
+            before, e = before.meet(k, P, gone)
+        eps = self.eps if self.act is None else 0.0
+        kept = torch.ones_like(e[..., :1]) if gone is None else (~gone).to(e.dtype).expand_as(e[..., :1])
+        out = prefix_sums(query, e + eps * kept, v, before.state(eps), before.total(eps), self.tiny)
+        states[who] = tuple(vars(before.plus(e, v, kept)).values())
+        return out if see.keys.plain else out.masked_fill((see.queries.position < 0)[:, None, :, None], 0)
+
+    def ready(self, q_BHTC, k_BGSC, v_BGSC, see, all_gone=False):
+        """(q, k, v, keys to leave out): a key for every head, padded values zeroed, the features drawn anew where it is time.
+        all_gone: may no key of a row be left?"""
         if self.training and self.redraw:
             self.passes += 1
             if self.passes % self.redraw == 0:
@@ -64,29 +84,139 @@ class Performer(nn.Module):
             raise ValueError("kernel performer sums over all keys; it cannot keep packed documents apart (data.across=true)")
         groups = q_BHTC.shape[1] // k_BGSC.shape[1]
         k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BGSC, v_BGSC))
-        gone = None if see.keys.plain else ~see.valid()[:, :, :, None]
-        q, k = self.features(q_BHTC, True), self.features(k, False, gone if self.padding == "out" else None)
-        if gone is not None:
-            k, v = (k.masked_fill(gone, 0), v) if self.padding == "out" else (k, v.masked_fill(gone, 0))
-        if isinstance(see.pattern, Full):
-            return (q @ (k.mT @ v)) / (q @ k.sum(2)[..., None])
-        if q.shape[2] != k.shape[2]:  # decoding: the newest queries, every key before them
-            past = k.shape[2] - q.shape[2]
-            state, total = k[:, :, :past].mT @ v[:, :, :past], k[:, :, :past].sum(2)
-            k, v = k[:, :, past:], v[:, :, past:]
+        if see.keys.plain:
+            return q_BHTC, k, v, None
+        gone = (see.keys.position < 0)[:, None, :, None] if all_gone else ~see.valid()[:, :, :, None]
+        return q_BHTC, k, v.masked_fill(gone, 0), gone if self.padding == "out" else None
+
+    def features(self, x_BHSC, gone, each=False):
+        """phi(x): (B, H, S, M), but for a factor that cancels in the quotient. The largest exponent, of each token or of all, is 0.
+        gone: keys that are left out."""
+        P = self.projection.to(x_BHSC.dtype)
+        if self.act is not None:
+            phi = self.act(x_BHSC @ (P * x_BHSC.shape[-1] ** -0.25).T) + self.eps
         else:
-            state, total = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1]), q.new_zeros(*q.shape[:2], q.shape[-1])
-        return prefix_sums(q, k, v, state, total)
+            dash, square = exponents(x_BHSC, P)
+            most = (dash if gone is None else dash.masked_fill(gone, -torch.inf)).amax(-1 if each else (-1, -2), keepdim=True).detach()
+            phi = torch.exp(dash - (square + most)) + self.eps
+        return phi if gone is None else phi.masked_fill(gone, 0)
+
+    @property
+    def tiny(self):
+        """Added to the sum of the keys: 1e-6 of features that are divided by sqrt(M), as published."""
+        return 1e-6 * (self.projection.shape[0] ** 0.5 if self.act is None else 1.0)
 
 
-def prefix_sums(q_BHTM, k_BHTM, v_BHTC, state_BHMC, total_BHM, eps=1e-6):
+def exponents(x_BHSC, P_MC):
+    """(x P' (B, H, S, M), |x|^2 / 2 (B, H, S, 1)) of x / C^(1/4)."""
+    C = x_BHSC.shape[-1]
+    return x_BHSC @ (P_MC * C**-0.25).T, x_BHSC.square().sum(-1, keepdim=True) * (C**-0.5 / 2)
+
+
+@dataclass
+class Sums:
+    """What is kept of keys and values: sums of e v', of e, of v, and how many, where e are exponentials over `most`. eps has sums of
+    its own, so that a larger exponent only rescales what was summed before."""
+
+    most: torch.Tensor  # (B, H, 1, 1)
+    ev: torch.Tensor  # (B, H, M, C)
+    e: torch.Tensor  # (B, H, M, 1)
+    v: torch.Tensor  # (B, H, 1, C)
+    count: torch.Tensor  # (B, H, 1, 1)
+
+    @classmethod
+    def none(cls, q, P_MC, v):
+        new = lambda *shape, value=0.0: q.new_full((*q.shape[:2], *shape), value)
+        M, C = P_MC.shape[0], v.shape[-1]
+        return cls(new(1, 1, value=-1e30), new(M, C), new(M, 1), new(1, C), new(1, 1))
+
+    def over(self, most):
+        shrink = (self.most - most).exp()
+        return Sums(most, self.ev * shrink, self.e * shrink, self.v, self.count)
+
+    def meet(self, k, P_MC, gone):
+        """(these sums, e of the new keys (B, H, S, M)), over the largest exponent of both."""
+        dash, square = exponents(k, P_MC)
+        most = (dash if gone is None else dash.masked_fill(gone, -torch.inf)).amax((-1, -2), keepdim=True)
+        most = torch.maximum(self.most, most.detach())
+        e = torch.exp(dash - (square + most))
+        return self.over(most), e if gone is None else e.masked_fill(gone, 0)
+
+    def plus(self, e, v, kept):
+        return Sums(self.most, self.ev + e.mT @ v, self.e + e.sum(2)[..., None], self.v + v.sum(2, keepdim=True),
+                    self.count + kept.sum((2, 3), keepdim=True))  # fmt: skip
+
+    def state(self, eps):
+        return self.ev + eps * self.v
+
+    def total(self, eps):
+        return self.e + eps * self.count
+
+
+class Favor(torch.autograd.Function):
+    """Attention of all by all through positive features, a chunk of tokens at a time, forward and backward: no (S, M) features are kept."""
+
+    @staticmethod
+    def forward(ctx, q_BHTC, k_BHSC, v_BHSC, P_MC, eps, gone):
+        sums = Sums.none(q_BHTC, P_MC, v_BHSC)
+        for k, v, g in pieces(P_MC, k_BHSC, v_BHSC, gone):
+            sums, e = sums.meet(k, P_MC, g)
+            sums = sums.plus(e, v, torch.ones_like(e[..., :1]) if g is None else (~g).to(e.dtype).expand_as(e[..., :1]))
+        state, total, out = sums.state(eps), sums.total(eps), []
+        for (q,) in pieces(P_MC, q_BHTC):
+            phi = Favor.queries(q, P_MC, eps)
+            out.append((phi @ state) / (phi @ total))
+        out = torch.cat(out, 2)
+        ctx.save_for_backward(q_BHTC, k_BHSC, v_BHSC, P_MC, gone, sums.most, state, total, out)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def queries(q, P_MC, eps):
+        dash, square = exponents(q, P_MC)
+        return dash.sub_(square.add_(dash.amax(-1, keepdim=True))).exp_().add_(eps)
+
+    @staticmethod
+    def backward(ctx, grad_BHTC):
+        q_BHTC, k_BHSC, v_BHSC, P_MC, gone, most, state, total, out_BHTC = ctx.saved_tensors
+        C, eps = q_BHTC.shape[-1], ctx.eps
+        P = P_MC * C**-0.25
+        into = lambda d, x: (d @ P).sub_(x * (d.sum(-1, keepdim=True) * C**-0.5))  # through exp(x P' - |x|^2 / 2)
+        dstate, dtotal, dq, dk, dv = torch.zeros_like(state), torch.zeros_like(total), [], [], []
+        for q, out, grad in pieces(P_MC, q_BHTC, out_BHTC, grad_BHTC):
+            phi = Favor.queries(q, P_MC, eps)
+            above = grad / (phi @ total)
+            below = -(above * out).sum(-1, keepdim=True)
+            d = (above @ state.mT).add_(below @ total.mT)
+            dstate += phi.mT @ above
+            dtotal += phi.mT @ below
+            dq.append(into(d.mul_(phi.sub_(eps)), q))
+        for k, v, g in pieces(P_MC, k_BHSC, v_BHSC, gone):
+            dash, square = exponents(k, P_MC)
+            e = dash.sub_(square.add_(most)).exp_()
+            d = (v @ dstate.mT).add_(dtotal.mT).mul_(e)
+            more = (e @ dstate).add_(dstate.sum(2, keepdim=True), alpha=eps)
+            dv.append(more if g is None else more.masked_fill(g, 0))
+            dk.append(into(d if g is None else d.masked_fill(g, 0), k))
+        return torch.cat(dq, 2), torch.cat(dk, 2), torch.cat(dv, 2), None, None, None
+
+
+def pieces(P_MC, *tensors):
+    """Tensors (B, H, S, .) in step, as many tokens at a time as keep features in a core's own memory; None stays None."""
+    B, H, S, _ = tensors[0].shape
+    size = max(32, 2**18 // (B * H * len(P_MC)))
+    for i in range(0, S, size):
+        yield [None if t is None else t[:, :, i : i + size] for t in tensors]
+
+
+def prefix_sums(q_BHTM, k_BHTM, v_BHTC, state_BHMC, total_BHM1, eps):
     """Causal linear attention: a chunk at a time, its own triangle and what came before it. Memory grows with the length alone."""
     out = []
     for q, k, v in zip(*(x.split(CHUNK, 2) for x in (q_BHTM, k_BHTM, v_BHTC))):
         own = (q @ k.mT).tril()
         above = own @ v + q @ state_BHMC
-        below = own.sum(-1, keepdim=True) + (q * (total_BHM[:, :, None] + eps)).sum(-1, keepdim=True)
+        below = own.sum(-1, keepdim=True) + q @ (total_BHM1 + eps)
         out.append(above / below)
         state_BHMC = state_BHMC + k.mT @ v
-        total_BHM = total_BHM + k.sum(2)
+        total_BHM1 = total_BHM1 + k.sum(2)[..., None]
     return torch.cat(out, 2)
