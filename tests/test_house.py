@@ -11,6 +11,7 @@ FILES = sorted(p for p in ROOT.rglob("*.py"))
 BELOW = {  # what each package may import
     "words": set(),
     "runtime": set(),
+    "pictures": set(),
     "core": {"words"},
     "checkpoints": {"core", "words"},
     "data": {"core", "words"},
@@ -34,6 +35,7 @@ BELOW = {  # what each package may import
         "native",
         "words",
         "runtime",
+        "pictures",
     },
 }
 FAMILY = re.compile(r"\b(gpt2|gpt3|llama|mistral|bert|t5model|marian|fsmt|roberta|bart|whisper|conformer|flamingo)\b", re.I)

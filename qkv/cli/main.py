@@ -9,6 +9,8 @@ from ..words import nearest
 VERBS = {
     "ls": "list presets, recipes, data sets and runs",
     "show": "a model's blocks, parameters, FLOPs and memory, without allocating it",
+    "cost": "FLOPs, memory and time of a model as the text grows, counted and measured",
+    "compare": "train or time variants of a model side by side: a table and a picture",
     "train": "train a preset, a recipe, or go on with a run",
     "generate": "write on from a prompt, or answer a source text",
     "chat": "the same, as an interactive session",

@@ -139,5 +139,9 @@ def branch(tree, model):
 
 def words(pattern):
     """And(Causal(), Documents()) -> 'causal'"""
-    parts = [p for p in pattern.parts() if type(p).__name__ != "Documents"]
-    return " & ".join(repr(p).replace("()", "").lower() for p in parts) or "documents"
+    kind = type(pattern).__name__
+    if kind not in ("And", "Or"):
+        return "" if kind == "Documents" else repr(pattern).replace("()", "").lower()
+    sides = [words(p) for p in (pattern.left, pattern.right)]
+    sides = [f"({s})" if kind == "And" and " | " in s and all(sides) else s for s in sides if s]
+    return (" & " if kind == "And" else " | ").join(sides) or "documents"

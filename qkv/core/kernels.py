@@ -33,6 +33,10 @@ class Softmax(nn.Module):
         self.dropout, self.scale, self.upcast = dropout, scale, upcast
         self.weights = nn.Identity()
 
+    def flops(self, heads, head_dim, length, seen):
+        """FLOPs a query of a text of that length, of which it sees so many keys."""
+        return 4 * heads * head_dim * seen
+
     def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         p = self.dropout if self.training else 0.0
         looked_into = bool(self.weights._forward_hooks)

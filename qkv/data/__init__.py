@@ -119,10 +119,10 @@ def _open_pairs(cfg):
 def _read_pairs(cfg):
     if cfg.source.startswith("task:"):
         name = cfg.source.removeprefix("task:")
-        if name not in tasks.TASKS:
-            raise DataError(
-                f"data.source=task:{name}: there is no such task.{nearest(name, tasks.TASKS)} There are {', '.join(tasks.TASKS)}"
-            )
+        try:
+            tasks.read(name)
+        except ValueError as e:
+            raise DataError(str(e)) from None
         rows = tasks.make(name, cfg.count)
         held = max(1, int(len(rows) * cfg.holdout))
         return Corpus(rows[held:], rows[:held], f"{cfg.source}|{cfg.count}", True)

@@ -1,9 +1,11 @@
 """Accounting: parameters by part, FLOPs a token, KV-cache and memory of a model, counted without allocating it."""
 
+import functools
+
 import torch
 from torch import nn
 
-from ..core import Attention, Experts, Stack
+from ..core import Attention, Experts, Stack, Tokens, tokens
 from . import build
 from .loss import WHOLE
 
@@ -35,8 +37,8 @@ def parameters(model):
 
 
 def flops(model, context=None):
-    """{part: FLOPs of a forward pass a token}: two a weight, and attention's scores and sums over `context` tokens (half of them seen
-    where attention is causal). Of experts one is counted, of shared layers every run. An encoder-decoder counts one source and one target token."""
+    """{part: FLOPs of a forward pass a token}: two a weight, and attention's scores and sums over what a token of a text of `context`
+    tokens sees on average. Of experts one is counted, of shared layers every run. An encoder-decoder counts one source and one target token."""
     cfg = model.config
     context = context or cfg.length
     out = {"attention weights": 0, "feed-forward": 0, "scores and values": 0, "output matrix": 0}
@@ -59,34 +61,44 @@ def flops(model, context=None):
             )
             out[part] += int(2 * m.weight.numel() * runs.get(id(m), 1))
         elif isinstance(m, Attention):
-            from ..core import Causal, Sliding
-
-            seen = context
-            for p in m.pattern.parts():
-                seen = (
-                    min(seen, context / 2)
-                    if isinstance(p, Causal) and not m.cross
-                    else min(seen, p.window)
-                    if isinstance(p, Sliding)
-                    else seen
-                )
-            out["scores and values"] += int(4 * m.heads * m.head_dim * seen * runs.get(id(m), 1))
+            keys = context if m.cross else seen(m.pattern, context)
+            out["scores and values"] += int(m.kernel.flops(m.heads, m.head_dim, context, keys) * runs.get(id(m), 1))
     return {k: v for k, v in out.items() if v}
 
 
-def cache_bytes(model, width=2):
-    """Bytes of keys and values that decoding keeps a token (width: bytes a number). Cross-attention's are kept once a source token."""
+@functools.lru_cache(64)
+def seen(pattern, length):
+    """Keys that a query of a text of that length sees on average, of at most 256 queries evenly spread."""
+    t = tokens(length, device="cpu")
+    at = torch.linspace(0, length - 1, min(length, 256), dtype=torch.float64).round().long()
+    queries = Tokens(t.position[:, at]).as_queries()
+    return pattern.allows(queries, t.as_keys()).expand(1, len(at), length).sum().item() / len(at)
+
+
+def cache_bytes(model, width=2, length=None):
+    """Bytes of keys and values that decoding keeps a token (width: bytes a number), or of a text of that length: no more than the window
+    where a pattern has one, and a state where the kernel has one. Cross-attention's are kept once a source token."""
     own = [m for n, m in model.named_modules() if isinstance(m, Attention) and not m.cross and not n.startswith("encoder")]
-    return sum(2 * m.kv_heads * m.head_dim * width for m in own)
+    total = 0
+    for m in own:
+        token = 2 * m.kv_heads * m.head_dim * width
+        if length is None:
+            total += token
+        elif hasattr(m.kernel, "state_size"):
+            total += m.heads * m.kernel.state_size(m.head_dim) * width
+        else:
+            total += token * (length if m.reach is None else min(length, m.reach))
+    return total
 
 
-def activation_bytes(model):
+def activation_bytes(model, length=None):
     """Rough bytes that one more row of `length` tokens adds to a training step in float32: 18 numbers a token, layer and width (and
     the gates), scores of attention where the kernel forms them left out, and the scores of the vocabulary where they are held whole."""
     cfg = model.config
+    length = length or cfg.length
     layers = cfg.layers + (getattr(cfg, "decoder_layers", None) or (cfg.layers if hasattr(model, "encode") else 0))
     hidden = max((m.out_features for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith("f.up")), default=cfg.wide)
-    return 4 * cfg.length * (layers * (10 * cfg.dim + 2 * hidden) + min(3 * cfg.vocab, 2 * cfg.dim + WHOLE // cfg.length))
+    return 4 * length * (layers * (10 * cfg.dim + 2 * hidden) + min(3 * cfg.vocab, 2 * cfg.dim + WHOLE // length))
 
 
 def training_bytes(model):

@@ -43,9 +43,13 @@ class BigBird(nn.Module):
         used[0, 1] = used[-1, 3] = False  # the first and last block are neighbours there
         return blocks.to(device), used.to(device)
 
+    def flops(self, heads, head_dim, length, seen):
+        """Of a query: of five blocks and the random ones, or of all where there are no more."""
+        return 4 * heads * head_dim * min(length, (5 + self.random) * self.block)
+
     def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         if "document" in see.keys.marks:
-            raise ValueError("kernel bigbird cannot keep packed documents apart (data.across=true)")
+            raise ValueError("kernel bigbird cannot keep packed documents apart; set data.across=true to let texts run on")
         groups, p = q_BHTC.shape[1] // k_BGSC.shape[1], self.dropout if self.training else 0.0
         k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BGSC, v_BGSC))
         T, P = q_BHTC.shape[2], self.block

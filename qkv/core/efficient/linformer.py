@@ -25,12 +25,18 @@ class Linformer(nn.Module):
         self.keys = nn.Parameter(torch.empty(length, rank).uniform_(-(rank**-0.5), rank**-0.5))
         self.values = self.keys if shared else nn.Parameter(torch.empty(length, rank).uniform_(-(rank**-0.5), rank**-0.5))
 
+    def flops(self, heads, head_dim, length, seen):
+        """Of a query: its scores over the projected positions, and its share of their mixing."""
+        return 8 * heads * head_dim * self.rank
+
     def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         S = k_BGSC.shape[2]
         if self.length < S:
             raise ValueError(f"the text has {S} tokens and Linformer's projection is for {self.length} (length); shorten it")
         if "document" in see.keys.marks:
-            raise ValueError("kernel linformer mixes all positions; it cannot keep packed documents apart (data.across=true)")
+            raise ValueError(
+                "kernel linformer mixes all positions; it cannot keep packed documents apart; set data.across=true to let texts run on"
+            )
         if not see.keys.plain:
             gone = ~see.valid()[:, :, :, None]
             k_BGSC, v_BGSC = k_BGSC.masked_fill(gone, 0), v_BGSC.masked_fill(gone, 0)

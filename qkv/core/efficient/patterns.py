@@ -136,7 +136,7 @@ class Summary(Pattern):
 
 
 @dataclass(frozen=True)
-class Global(Pattern):
+class Globals(Pattern):
     """The first `count` tokens see all and are seen by all (Longformer, section 3.1; BigBird, section 2)."""
 
     count: int = 1
@@ -193,6 +193,6 @@ PATTERNS = {
     "strided": Strided,
     "block": Block,
     "summary": Summary,
-    "globals": Global,
+    "globals": Globals,
     "random": Random,
 }

@@ -47,6 +47,14 @@ class Performer(nn.Module):
         self.redraw, self.eps, self.passes = redraw, (1e-3 if generalized else 1e-4) if eps is None else eps, 0
         self.register_buffer("projection", orthogonal(features, head_dim))
 
+    def flops(self, heads, head_dim, length, seen):
+        """Of a query: features of it and of a key, what it adds to the sums, and what it reads of them."""
+        return 8 * heads * head_dim * self.projection.shape[0]
+
+    def state_size(self, head_dim):
+        """Numbers that decoding keeps a head."""
+        return self.projection.shape[0] * (head_dim + 1) + head_dim + 2
+
     def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         q, k, v, gone = self.ready(q_BHTC, k_BGSC, v_BGSC, see)
         if self.act is None and isinstance(see.pattern, Full):
@@ -81,7 +89,9 @@ class Performer(nn.Module):
             if self.passes % self.redraw == 0:
                 self.projection.copy_(orthogonal(*self.projection.shape))
         if "document" in see.keys.marks:
-            raise ValueError("kernel performer sums over all keys; it cannot keep packed documents apart (data.across=true)")
+            raise ValueError(
+                "kernel performer sums over all keys; it cannot keep packed documents apart; set data.across=true to let texts run on"
+            )
         groups = q_BHTC.shape[1] // k_BGSC.shape[1]
         k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BGSC, v_BGSC))
         if see.keys.plain:

@@ -1,0 +1,121 @@
+"""Several values of a key, and what one of them costs in a process of its own."""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+
+
+def split(value):
+    """'softmax,performer(features=64, redraw=0)' -> its parts, by the commas outside of brackets and quotes."""
+    parts, depth, quoted = [""], 0, ""
+    for c in value:
+        quoted = "" if c == quoted else c if not quoted and c in "\"'" else quoted
+        depth += (c in "([{") - (c in ")]}") if not quoted else 0
+        if c == "," and not depth and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [p.strip() for p in parts]
+
+
+def variants(words):
+    """(words with one value, {key: [values]}, [{key: value}] of all that the others combine to). Raises ValueError for an empty value."""
+    single, several = [], {}
+    for word in words:
+        key, _, value = word.partition("=")
+        parts = split(value)
+        if "" in parts and len(parts) > 1:
+            raise ValueError(f"{word}: a value between two commas is empty")
+        if len(parts) > 1:
+            several[key] = list(dict.fromkeys(parts))
+        else:
+            single.append(word)
+    return single, several, [dict(zip(several, values)) for values in itertools.product(*several.values())]
+
+
+def named(variant):
+    return ", ".join(f"{k}={v}" for k, v in variant.items()) or "as it is"
+
+
+def whole_numbers(key, value):
+    """'512,1024' -> [512, 1024]. Raises ValueError."""
+    out = []
+    for part in split(str(value)):
+        if not part.replace("_", "").isdigit() or int(part) < 1:
+            raise ValueError(f"{key}={value}: must be whole numbers of at least 1, with commas between")
+        out.append(int(part))
+    return out
+
+
+def child(words, env=()):
+    """(exit status, output, peak MiB) of `qkv WORDS` in a process of its own."""
+    p = subprocess.Popen(
+        [sys.executable, "-m", "qkv", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | dict(env)
+    )
+    try:
+        out = p.stdout.read().decode(errors="replace")
+        _, status, used = os.wait4(p.pid, 0)
+    except BaseException:
+        p.terminate()
+        p.wait()
+        raise
+    p.returncode = os.waitstatus_to_exitcode(status)
+    return p.returncode, out, used.ru_maxrss / 1024
+
+
+def measured(what, fields, length, batch, threads):
+    """{seconds, mib} of one forward and backward pass, or {error}; by `qkv cost ... --point` in a process of its own."""
+    words = ["cost", what, *(f"{k}={v}" for k, v in fields.items()), f"length={length}", f"batch={batch}", f"threads={threads}", "--point"]
+    status, out, _ = child(words)
+    if status:
+        return {"error": (out.strip().splitlines() or [f"ended with {status}"])[-1]}
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def point(cfg, length, batch):
+    """What `measured` prints, in this process: the least of three passes, and memory above that of the weights."""
+    import torch
+
+    from .. import models
+
+    torch.manual_seed(0)
+    model = models.build(cfg).train()
+    ids = torch.randint(5, cfg.vocab, (batch, length))
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if hasattr(model, "encode") else {})
+    if cfg.output == "lm":
+        inputs["labels"] = ids.flatten()
+
+    def once():
+        out = model(**inputs)
+        (out["loss"] if "loss" in out else out["hidden"].sum()).backward()
+        model.zero_grad()
+
+    short = {k: v[: batch * 8] if k == "labels" else v[:, :8] for k, v in inputs.items()}
+    inputs, whole = short, inputs
+    once()  # libraries are loaded
+    inputs, before, best = whole, _kib("VmRSS"), math.inf
+    if before is not None:
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")  # the peak begins here
+    for i in range(3):
+        start = time.perf_counter()
+        once()
+        best = min(best, time.perf_counter() - start)
+        if i == 0 and before is not None:
+            mib = (_kib("VmHWM") - before) / 1024
+        if best > 20:
+            break
+    return {"seconds": best, "mib": mib if before is not None else None}
+
+
+def _kib(field):
+    """Memory of this process as the kernel of Linux counts it; None elsewhere."""
+    try:
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
