@@ -5,7 +5,7 @@ import torch
 
 import qkv
 from qkv.core import KERNELS, Attention, Cache, Causal, Context, Full, See, tokens
-from qkv.core.efficient import BigBird, Linformer, Performer
+from qkv.core.efficient import BigBird, Linformer, Performer, ProbSparse
 
 
 def context(length, valid=None):
@@ -37,7 +37,9 @@ def test_linformer_is_exact_attention_over_mixed_keys():
     torch.testing.assert_close(full(x, context(9)), exact(x, context(9)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel", (Linformer(20, 4), Performer(8, 32), Performer(8, 16, "relu"), BigBird(2, 1, drawn=True)), ids=repr)
+@pytest.mark.parametrize(
+    "kernel", (Linformer(20, 4), Performer(8, 32), Performer(8, 16, "relu"), BigBird(2, 1, drawn=True), ProbSparse(1, drawn=True)), ids=repr
+)
 def test_padding_changes_nothing(kernel):
     a = layer(kernel)
     x = torch.randn(1, 20, 16, dtype=torch.float64)
@@ -72,6 +74,67 @@ def test_prefix_sums_are_causal_linear_attention(generalized, length):
     weights = (q @ k.mT).tril()
     want = weights @ v / (weights.sum(-1) + a.kernel.tiny * q.sum(-1))[..., None]
     torch.testing.assert_close(a(x, context(length)), a.o(want.transpose(1, 2).flatten(2)), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("shared", (False, True))
+@pytest.mark.parametrize("padded", (False, True))
+def test_mixing_before_projecting_is_the_same(padded, shared):
+    """Value and gradients, with biases."""
+    a = layer(Linformer(20, 4, shared=shared), kv_heads=1)
+    assert a.bare
+    valid = torch.arange(17)[None] < torch.tensor([[17], [9]]) if padded else None
+    x, found = torch.randn(2, 17, 16, dtype=torch.float64, requires_grad=True), []
+    for hook in (False, True):
+        handle = a.k.register_forward_hook(lambda *_: None) if hook else None
+        y = a(x, context(17, valid))
+        found.append((y, *torch.autograd.grad((y * torch.arange(16)).sum(), [x, *a.parameters()])))
+        assert a.bare is not hook
+        if hook:
+            handle.remove()
+    for one, two in zip(*found):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", (False, True))
+def test_probsparse_equals_the_published_layer(causal):
+    """One draw for all queries, from the same seed; then its parts: who attends, and what the others get."""
+    from transformers import InformerConfig
+    from transformers.models.informer.modeling_informer import InformerProbSparseAttention
+
+    theirs = InformerProbSparseAttention(16, 2, is_decoder=causal, sampling_factor=2).double().eval()
+    ours = layer(ProbSparse(2, "layer"), "causal" if causal else None)
+    for a, b in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "out_proj")):
+        getattr(ours, a).load_state_dict(getattr(theirs, b).state_dict())
+    x = torch.randn(3, 30, 16, dtype=torch.float64)
+    mask = torch.full((30, 30), -torch.inf, dtype=torch.float64).triu(1).expand(3, 1, 30, 30) if causal else None
+    torch.manual_seed(5)
+    want = theirs(x, attention_mask=mask)[0]
+    torch.manual_seed(5)
+    torch.testing.assert_close(ours(x, context(30)), want, rtol=0, atol=1e-6 if causal else 1e-12)  # its running sums are float32
+    assert InformerConfig().sampling_factor == 5  # the default of both
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", (False, True))
+def test_probsparse_of_all_queries_is_exact(causal):
+    """And of a few: those far from the mean attend, the others take the mean of the values or their sum so far."""
+    a, exact = (layer(k, "causal" if causal else None) for k in (ProbSparse(100, drawn=True), None))
+    x = torch.randn(2, 20, 16, dtype=torch.float64)
+    torch.testing.assert_close(a(x, context(20)), exact(x, context(20)), rtol=0, atol=1e-12)
+    a.kernel.factor = 1  # 3 of 20 attend
+    q, k, v = heads(a, x)
+    at = a.kernel.sampled(20, 20)
+    assert at.shape == (20, 3) and torch.equal(at, a.kernel.sampled(20, 20))
+    rest = v.cumsum(2) if causal else v.mean(2, keepdim=True).expand_as(v)
+    out = rest.clone()
+    for b in range(2):
+        for h in range(2):
+            stands = [max(s := [q[b, h, t] @ k[b, h, i] for i in at[t]]) - sum(s) / 20 for t in range(20)]
+            for t in sorted(range(20), key=lambda t: -stands[t])[:3]:
+                seen = t + 1 if causal else 20
+                out[b, h, t] = (q[b, h, t] @ k[b, h, :seen].T * 8**-0.5).softmax(0) @ v[b, h, :seen]
+    torch.testing.assert_close(a(x, context(20)), a.o(out.transpose(1, 2).flatten(2)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("padded", (False, True))

@@ -54,6 +54,12 @@ class Attention(nn.Module):
         """(B, T, heads * C) -> (B, heads, T, C)"""
         return x_BTE.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
+    @property
+    def bare(self):
+        """Does nothing stand between the projections of keys and values and the kernel, and does nobody look at them?"""
+        hooked = any(type(p) is not nn.Linear or p._forward_hooks or p._forward_pre_hooks for p in (self.k, self.v))
+        return not hooked and isinstance(self.k_norm, nn.Identity) and type(self.position).rotate is Position.rotate
+
     def project(self, x_BTD):
         """q, k and v of x. In training as one product, which reads x once; the parameters keep their names."""
         parts = (self.q, self.k, self.v)
@@ -71,6 +77,9 @@ class Attention(nn.Module):
             make = lambda: (self.k_norm(self.split(self.k(ctx.memory))), self.split(self.v(ctx.memory)))
             k, v = ctx.cache.once(self, make) if ctx.cache is not None else make()
             out = self.kernel(q, k, v, ctx.see(self.pattern, True), self.position)
+        elif ctx.cache is None and hasattr(self.kernel, "early") and self.bare:
+            q = self.q_norm(self.split(self.q(x_BTD)))
+            out = self.kernel.early(q, x_BTD, self.k, self.v, ctx.see(self.pattern))
         else:
             q, k, v = self.project(x_BTD)
             q = self.position.query(self.position.rotate(self.q_norm(self.split(q)), ctx.queries))

@@ -7,7 +7,8 @@ from .experts import Experts
 from .linformer import Linformer
 from .patterns import PATTERNS
 from .performer import Performer
+from .probsparse import ProbSparse
 
-__all__ = ["FEED_FORWARDS", "KERNELS", "PATTERNS", "BigBird", "Experts", "Linformer", "Performer", "blocks"]
+__all__ = ["FEED_FORWARDS", "KERNELS", "PATTERNS", "BigBird", "Experts", "Linformer", "Performer", "ProbSparse", "blocks"]
 FEED_FORWARDS = {"experts": Experts}
-KERNELS = {"linformer": Linformer, "performer": Performer, "bigbird": BigBird}
+KERNELS = {"linformer": Linformer, "performer": Performer, "bigbird": BigBird, "probsparse": ProbSparse}
