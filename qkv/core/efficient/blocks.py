@@ -6,6 +6,8 @@ Dims: B batch, T queries, S keys, H heads, G key-value heads, C channels of a he
 R query blocks that are worked on together, L key blocks that each of them sees.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +18,7 @@ SIZE = 128  # tokens a block
 SHARE = 0.5  # of all pairs, above which one dense mask is as fast
 LARGE = 2**26  # scores of one layer that are not kept in memory for the backward pass
 CHUNK = 2**22  # of them at a time instead
+CACHE = 2**18  # of them fit a core's own memory
 
 
 class Plan:
@@ -27,7 +30,7 @@ class Plan:
         strides = {1} | {p.stride for p in see.pattern.parts()}
         self.queries, self.keys, groups = min((self.lay(s) for s in sorted(strides)), key=lambda laid: self.cells(laid[2]))
         self.count = self.cells(groups)
-        self.groups = [(rows, blocks, []) for rows, blocks in groups]
+        self.groups = [(rows, blocks, {}) for rows, blocks in groups]
 
     def lay(self, stride):
         """(queries, keys, groups) with tokens sorted by their rest by `stride`."""
@@ -41,6 +44,27 @@ class Plan:
 
     def cells(self, groups):
         return sum(blocks.numel() for _, blocks in groups) * self.size**2
+
+    def large(self, batch, heads):
+        """Are there too many scores to keep them, or masks of them?"""
+        return batch // len(self.queries.tokens.position) * heads * self.count > LARGE
+
+    def steps(self, batch, heads, scores):
+        """[(rows, blocks, see())] of a batch, at most so many scores at a time."""
+        rows_of, large = len(self.queries.tokens.position), self.large(batch, heads)
+        N, M = self.queries.blocks * rows_of, self.keys.blocks * rows_of
+        for rows, blocks, sees in self.groups:
+            R = max(1, scores // (heads * blocks.shape[1] * self.size**2))
+            for b in range(batch // rows_of):
+                for i in range(0, len(rows), R):
+                    some, seen = rows[i : i + R], blocks[i : i + R]
+                    make = functools.partial(self.part, some, seen) if large else functools.partial(self.kept, sees, (i, R), some, seen)
+                    yield some + b * N, torch.where(seen == M, 0, seen + b * M), make
+
+    def kept(self, sees, key, rows, blocks):
+        if key not in sees:
+            sees[key] = self.part(rows, blocks)
+        return sees[key]
 
     def part(self, rows, blocks):
         """The See of some query blocks as if each were a row of a batch."""
@@ -131,30 +155,73 @@ def plan(see, heads, costly):
 
 def attend(dense, plan, q_BHTC, k_BGSC, v_BGSC):
     """`dense` (q, k, v, see) -> out, on the blocks of a plan."""
-    B, H, T, C = q_BHTC.shape
     q, k, v = plan.queries.fold(q_BHTC), plan.keys.fold(k_BGSC), plan.keys.fold(v_BGSC)
-    N, M, one = plan.queries.blocks, plan.keys.blocks, plan.queries.tokens.position.shape[0] < B
-    large = (B if one else 1) * H * plan.count > LARGE
+    B, H = q_BHTC.shape[:2]
+    again = plan.large(B, H) and torch.is_grad_enabled()
     places, outs = [], []
 
     def run(q, k, v, rows, blocks, see):
-        R, L = blocks.shape
-        take = lambda x: x.index_select(0, blocks.flatten().clamp(max=len(k) - 1)).view(R, L * plan.size, *x.shape[2:]).transpose(1, 2)
+        take = lambda x: x.index_select(0, blocks.flatten()).view(len(rows), -1, *x.shape[2:]).transpose(1, 2)
         return dense(q.index_select(0, rows).transpose(1, 2), take(k), take(v), see()).transpose(1, 2)
 
-    for rows, blocks, sees in plan.groups:
-        R = max(1, CHUNK // (H * blocks.shape[1] * plan.size**2)) if large else len(rows)
-        for b in range(B) if one else (0,):
-            for i in range(0, len(rows), R):
-                some, seen = rows[i : i + R], blocks[i : i + R]
-                shifted = torch.where(seen == M, len(k), seen + b * M) if one else seen
-                if large:
-                    make = lambda some=some, seen=seen: plan.part(some, seen)
-                else:
-                    if not sees:
-                        sees.append(plan.part(rows, blocks))
-                    make = lambda sees=sees: sees[0]
-                args = (q, k, v, some + b * N, shifted, make)
-                outs.append(checkpoint(run, *args, use_reentrant=False) if large and torch.is_grad_enabled() else run(*args))
-                places.append(some + b * N)
+    for rows, blocks, see in plan.steps(B, H, CHUNK if again else 2**62):
+        outs.append(checkpoint(run, q, k, v, rows, blocks, see, use_reentrant=False) if again else run(q, k, v, rows, blocks, see))
+        places.append(rows)
     return plan.queries.unfold(torch.cat(outs).index_select(0, torch.cat(places).argsort()), B)
+
+
+def exact(plan, q_BHTC, k_BGSC, v_BGSC, scale):
+    """softmax(q k' scale) v on the blocks of a plan, where nothing is added to the scores."""
+    B, H = q_BHTC.shape[:2]
+    q, k, v = plan.queries.fold(q_BHTC), plan.keys.fold(k_BGSC), plan.keys.fold(v_BGSC)
+    steps = [(rows, blocks, lambda see=see: see().added(None, q.dtype)) for rows, blocks, see in plan.steps(B, H, CACHE)]
+    return plan.queries.unfold(Gathered.apply(q, k, v, steps, q_BHTC.shape[-1] ** -0.5 if scale is None else scale), B)
+
+
+class Gathered(torch.autograd.Function):
+    """Softmax attention of a few blocks at a time, forward and backward: no gathered keys and no scores are kept.
+
+    q (N, P, H, C), k and v (M, P, G, C); steps: [(rows (R,), blocks (R, L), mask() -> (R, 1, P, L P) of zeros and -inf)]."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, steps, scale):
+        out = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype, device=q.device)
+        for rows, blocks, mask in steps:
+            weights, _, _, values = Gathered.weights(q, k, v, rows, blocks, mask(), scale)
+            out[rows] = Gathered.back(weights @ values, q.shape)
+        ctx.save_for_backward(q, k, v, out)
+        ctx.steps, ctx.scale = steps, scale
+        return out
+
+    @staticmethod
+    def weights(q, k, v, rows, blocks, mask, scale):
+        """(softmax (R, G, H/G P, L P), queries (R, G, H/G P, C), keys and values (R, G, L P, C)): heads of a group stand below each other."""
+        R, (_, P, H, C), G = len(rows), q.shape, k.shape[2]
+        query = (q[rows] * scale).view(R, P, G, H // G, C).permute(0, 2, 3, 1, 4).reshape(R, G, -1, C)
+        keys, values = (x.index_select(0, blocks.flatten()).view(R, -1, G, x.shape[-1]).transpose(1, 2) for x in (k, v))
+        scores = query @ keys.mT
+        scores.view(R, H, P, -1).add_(mask)
+        return scores.softmax(-1), query, keys, values
+
+    @staticmethod
+    def back(x, shape):
+        """(R, G, H/G P, C) -> (R, P, H, C)"""
+        _, P, H, _ = shape
+        R, G, _, C = x.shape
+        return x.view(R, G, H // G, P, C).permute(0, 3, 1, 2, 4).reshape(R, P, H, C)
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, out = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for rows, blocks, mask in ctx.steps:
+            weights, query, keys, values = Gathered.weights(q, k, v, rows, blocks, mask(), ctx.scale)
+            G = keys.shape[1]
+            group = lambda x: x.view(len(rows), x.shape[1], G, -1, x.shape[-1]).permute(0, 2, 3, 1, 4).reshape(*query.shape[:3], -1)
+            g = group(grad[rows])
+            inner = (g * group(out[rows])).sum(-1, keepdim=True)
+            d = (g @ values.mT).sub_(inner).mul_(weights)
+            dq[rows] = Gathered.back((d @ keys).mul_(ctx.scale), q.shape)
+            for whole, part in ((dk, d.mT @ query), (dv, weights.mT @ g)):
+                whole.index_add_(0, blocks.flatten(), part.transpose(1, 2).reshape(-1, *whole.shape[1:]))
+        return dq, dk, dv, None, None
