@@ -5,6 +5,7 @@ from .attention import Attention
 from .blocks import Block, Parallel, Residual, Stack
 from .cache import Cache
 from .context import Context, tokens
+from .convolution import CONVOLUTIONS, Convolution
 from .efficient import Experts
 from .kernels import KERNELS as EXACT
 from .kernels import Softmax
@@ -18,6 +19,7 @@ KERNELS = EXACT | efficient.KERNELS
 FEED_FORWARDS = layers.FEED_FORWARDS | efficient.FEED_FORWARDS
 
 __all__ = [
+    "CONVOLUTIONS",
     "FEED_FORWARDS",
     "KERNELS",
     "NORMS",
@@ -30,6 +32,7 @@ __all__ = [
     "Cache",
     "Causal",
     "Context",
+    "Convolution",
     "Documents",
     "Embedding",
     "Experts",

@@ -3,11 +3,14 @@
 Dims: B batch, T tokens, H heads, C channels of a head, N blocks, P tokens a block, L blocks that a block sees.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..masks import Documents, Full
+from . import blocks
 
 
 class BigBird(nn.Module):
@@ -50,24 +53,36 @@ class BigBird(nn.Module):
     def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         if "document" in see.keys.marks:
             raise ValueError("kernel bigbird cannot keep packed documents apart; set data.across=true to let texts run on")
-        groups, p = q_BHTC.shape[1] // k_BGSC.shape[1], self.dropout if self.training else 0.0
-        k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BGSC, v_BGSC))
-        T, P = q_BHTC.shape[2], self.block
-        valid = see.valid()[:, None] if not see.keys.plain else None  # (B, 1, 1, T)
+        p, (B, H, T, _), P = self.dropout if self.training else 0.0, q_BHTC.shape, self.block
+        gqa = k_BGSC.shape[1] != H
+        valid = None if see.keys.plain else see.valid()  # (B, 1, T)
         if (5 + 2 * self.random) * P >= T:
-            return F.scaled_dot_product_attention(q_BHTC, k, v, valid, p)
-        pad = -T % P
-        if pad:
-            q_BHTC, k, v = (F.pad(x, (0, 0, 0, pad)) for x in (q_BHTC, k, v))
-            valid = F.pad(torch.ones(1, 1, 1, T, dtype=torch.bool, device=k.device) if valid is None else valid, (0, pad))
-        N = q_BHTC.shape[2] // P
-        blocks, used = self.seen(N, k.device)
-        cut = lambda x: x.unflatten(2, (N, P))
-        take = lambda x: cut(x).index_select(2, blocks.flatten()).unflatten(2, blocks.shape).flatten(3, 4)  # (B, H, N - 2, L P, C)
-        mask = used.repeat_interleave(P, 1)[None, None]
-        if valid is not None:
-            mask = mask & valid[:, 0].unflatten(2, (N, P))[:, :, blocks].flatten(3)
-        inner = F.scaled_dot_product_attention(cut(q_BHTC)[:, :, 1:-1], take(k), take(v), mask[:, :, :, None], p).flatten(2, 3)
-        ends = [F.scaled_dot_product_attention(q, k, v, valid, p) for q in (q_BHTC[:, :, :P], q_BHTC[:, :, -P:])]
-        out = torch.cat([ends[0], inner, ends[1]], 2)[:, :, :T]
+            seen = None if valid is None else valid[:, None]
+            return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, seen, p, enable_gqa=gqa)
+        laid = blocks.Laid(see.keys, P, 1, len(see.keys.position))
+        q, k, v = (laid.fold(x) for x in (q_BHTC, k_BGSC, v_BGSC))
+        N, device = laid.blocks, k.device
+        real = laid.tokens.position >= 0 if valid is None else F.pad(valid[:, 0], (0, -T % P)).unflatten(1, (N, P))  # (B|1, N, P)
+        hidden = torch.where(real.expand(B, N, P), 0.0, -1e30).to(q.dtype).flatten(0, 1)
+        inner, used = self.seen(N, device)
+        every, both = torch.arange(N, device=device), torch.tensor([0, N - 1], device=device)
+        parts = (both, every.expand(2, N), torch.ones(2, N, dtype=torch.bool, device=device)), (every[1:-1], inner, used)
+        steps = []
+        for b in range(B):
+            for rows, see_blocks, there in parts:
+                R = max(1, blocks.CACHE // (H * see_blocks.shape[1] * P * P))
+                for i in range(0, len(rows), R):
+                    at, on = see_blocks[i : i + R] + b * N, there[i : i + R]
+                    steps.append((rows[i : i + R] + b * N, at, functools.partial(mask, hidden, at, on)))
+        if p:
+            done = [(rows, blocks.gathered(q, k, v, rows, at, make(), p, gqa)) for rows, at, make in steps]
+            out = torch.cat([y for _, y in done]).index_select(0, torch.cat([rows for rows, _ in done]).argsort())
+        else:
+            out = blocks.Gathered.apply(q, k, v, steps, q.shape[-1] ** -0.5)
+        out = laid.unfold(out, B)
         return out if see.queries.plain else out * (see.queries.position >= 0)[:, None, :, None]
+
+
+def mask(hidden_NP, blocks_RL, used_RL):
+    """(R, 1, 1, L P) added to the scores: padding and places that are not used."""
+    return torch.where(used_RL[..., None], hidden_NP[blocks_RL], -1e30).flatten(1)[:, None, None]

@@ -178,6 +178,12 @@ def exact(plan, q_BHTC, k_BGSC, v_BGSC, scale):
     return plan.queries.unfold(Gathered.apply(q, k, v, steps, q_BHTC.shape[-1] ** -0.5 if scale is None else scale), B)
 
 
+def gathered(q, k, v, rows, blocks, mask, p, gqa):
+    """One step of `Gathered`, with dropout: (R, P, H, C)."""
+    take = lambda x: x.index_select(0, blocks.flatten()).view(len(rows), -1, *x.shape[2:]).transpose(1, 2)
+    return F.scaled_dot_product_attention(q[rows].transpose(1, 2), take(k), take(v), mask, p, enable_gqa=gqa).transpose(1, 2)
+
+
 class Gathered(torch.autograd.Function):
     """Softmax attention of a few blocks at a time, forward and backward: no gathered keys and no scores are kept.
 
