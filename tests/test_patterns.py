@@ -144,7 +144,6 @@ def going(way):
             m.setattr(blocks, "SHARE", 9.0)
             m.setattr(blocks, "LARGE", 0 if way == "recomputed" else 2**60)
             m.setattr(blocks, "CHUNK", 100)
-            m.setattr(blocks, "CACHE", 100 if way == "recomputed" else 200)
         yield
 
 

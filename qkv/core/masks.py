@@ -62,9 +62,11 @@ FAR = 2**40  # over any position, and the difference of two such is still a numb
 class Pattern:
     """A frozen value; `allows` broadcasts queries (B, T, 1) against keys (B, 1, S) and answers in booleans.
 
-    stride: positions that leave the same rest belong together (dilated patterns)."""
+    stride: positions that leave the same rest belong together (dilated patterns). relative: does it go by the distance of two tokens
+    alone?"""
 
     stride = 1
+    relative = False
 
     def allows(self, q, k):
         raise NotImplementedError
@@ -96,6 +98,8 @@ class Pattern:
 class Full(Pattern):
     """Every token sees every token."""
 
+    relative = True
+
     def allows(self, q, k):
         return torch.ones_like(k.position, dtype=torch.bool)
 
@@ -103,6 +107,8 @@ class Full(Pattern):
 @dataclass(frozen=True)
 class Causal(Pattern):
     """A token sees itself and what comes before it."""
+
+    relative = True
 
     def allows(self, q, k):
         return k.position <= q.position
@@ -116,6 +122,7 @@ class Sliding(Pattern):
     """The last `window` tokens, the token itself included (Mistral 7B, 2023, section 2)."""
 
     window: int
+    relative = True
 
     def __post_init__(self):
         if not isinstance(self.window, int) or self.window < 1:
@@ -187,6 +194,10 @@ class And(Pattern):
     left: Pattern
     right: Pattern
 
+    @property
+    def relative(self):
+        return self.left.relative and self.right.relative
+
     def allows(self, q, k):
         return self.left.allows(q, k) & self.right.allows(q, k)
 
@@ -214,6 +225,10 @@ class And(Pattern):
 class Or(Pattern):
     left: Pattern
     right: Pattern
+
+    @property
+    def relative(self):
+        return self.left.relative and self.right.relative
 
     def allows(self, q, k):
         return self.left.allows(q, k) | self.right.allows(q, k)

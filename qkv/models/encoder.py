@@ -18,7 +18,7 @@ OUTPUTS = ("hidden", *LANGUAGE, "next", "detect", "sequence", "tokens", "span", 
 class Encoder(Shape):
     """output: hidden, lm (masked tokens), sequence, tokens, span, choice, next (next sentence), pretraining (lm and next),
     pretraining-order (lm and sentence order), detect (replaced tokens).
-    pooler: a tanh layer on the first token, where the output reads it. classifier: in place of the pooler, the activation of the
+    pooling: what stands for a whole text, its first token or the mean of all. pooler: a tanh layer on that, where the output reads it. classifier: in place of the pooler, the activation of the
     classifier's own layer. transform: activation of the extra layer before the output
     matrix, or none. lm_bias: a bias on the vocabulary. groups: sets of `inner` blocks that the layers share, each set run
     layers / groups times (ALBERT); None: every layer has its own."""
@@ -27,6 +27,7 @@ class Encoder(Shape):
     final_norm: bool = False
     embed_norm: bool = True
     output: str = "lm"
+    pooling: str = "first"
     pooler: bool = True
     classifier: str | None = None
     groups: int | None = None
@@ -55,6 +56,7 @@ class EncoderModel(Stack):
 
     def __init__(self, cfg):
         one_of("output", cfg.output, OUTPUTS)
+        one_of("pooling", cfg.pooling, ("first", "mean"))
         if cfg.output in POOLED[1:] and not cfg.pooler and not (cfg.classifier and cfg.output in ("sequence", "choice")):
             raise ValueError(f"output={cfg.output} reads the pooled vector; it needs pooler=true")
         if cfg.groups is not None and not 1 <= cfg.groups <= cfg.layers:
@@ -120,8 +122,17 @@ class EncoderModel(Stack):
         )
         hidden = self.run(self.embed(input_ids, number, token_type_ids, inputs_embeds, last), Context(toks, losses=losses))
         out = Output(hidden=hidden)
+        facts["whole"] = hidden[:, 0] if self.config.pooling == "first" else mean(hidden, toks)
         if self.pool is not None:
-            out["pooled"] = facts["pooled"] = torch.tanh(self.pool(hidden[:, 0]))
+            out["pooled"] = facts["pooled"] = torch.tanh(self.pool(facts["whole"]))
         if self.head is not None:
             out |= self.head(hidden, facts)
         return out.with_losses(losses)
+
+
+def mean(hidden_BTD, toks):
+    """(B, D): the mean of a row's tokens, padding left out."""
+    if toks.plain:
+        return hidden_BTD.mean(1)
+    kept = (toks.position >= 0)[..., None].to(hidden_BTD.dtype)
+    return (hidden_BTD * kept).sum(1) / kept.sum(1).clamp(min=1)

@@ -84,7 +84,7 @@ class SpanHead(nn.Module):
 
 class PooledHead(nn.Module):
     """A label for a whole text: logits (B, N). It reads the pooled vector (BERT), or where `act` names an activation, its own layer
-    on the first token (RoBERTa, ELECTRA) or on `place`, one a row (BART)."""
+    on what stands for the whole text (RoBERTa, ELECTRA: the first token) or on `place`, one a row (BART)."""
 
     def __init__(self, dim, labels, dropout=0.0, act=None):
         super().__init__()
@@ -95,7 +95,7 @@ class PooledHead(nn.Module):
     def forward(self, hidden_BTD, facts):
         if self.dense is None:
             return {"logits": self.out(self.drop(facts["pooled"]))}
-        x_BD = hidden_BTD[:, 0] if facts.get("place") is None else at_place(hidden_BTD, facts["place"])
+        x_BD = facts["whole"] if facts.get("place") is None else at_place(hidden_BTD, facts["place"])
         return {"logits": self.out(self.drop(self.act(self.dense(self.drop(x_BD)))))}
 
 

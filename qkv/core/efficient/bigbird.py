@@ -3,8 +3,6 @@
 Dims: B batch, T tokens, H heads, C channels of a head, N blocks, P tokens a block, L blocks that a block sees.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -69,20 +67,13 @@ class BigBird(nn.Module):
         parts = (both, every.expand(2, N), torch.ones(2, N, dtype=torch.bool, device=device)), (every[1:-1], inner, used)
         steps = []
         for b in range(B):
-            for rows, see_blocks, there in parts:
-                R = max(1, blocks.CACHE // (H * see_blocks.shape[1] * P * P))
-                for i in range(0, len(rows), R):
-                    at, on = see_blocks[i : i + R] + b * N, there[i : i + R]
-                    steps.append((rows[i : i + R] + b * N, at, functools.partial(mask, hidden, at, on)))
+            for rows, inner_blocks, there in parts:
+                for row, seen, on in zip(rows.tolist(), (inner_blocks + b * N).tolist(), there.tolist()):
+                    seen = [n for n, used in zip(seen, on) if used]
+                    steps.append((row + b * N, blocks.runs(seen), lambda seen=seen: hidden[seen].flatten()))
         if p:
-            done = [(rows, blocks.gathered(q, k, v, rows, at, make(), p, gqa)) for rows, at, make in steps]
-            out = torch.cat([y for _, y in done]).index_select(0, torch.cat([rows for rows, _ in done]).argsort())
+            out = torch.stack([blocks.gathered(q, k, v, row, seen, mask(), p) for row, seen, mask in sorted(steps, key=lambda s: s[0])])
         else:
             out = blocks.Gathered.apply(q, k, v, steps, q.shape[-1] ** -0.5)
         out = laid.unfold(out, B)
         return out if see.queries.plain else out * (see.queries.position >= 0)[:, None, :, None]
-
-
-def mask(hidden_NP, blocks_RL, used_RL):
-    """(R, 1, 1, L P) added to the scores: padding and places that are not used."""
-    return torch.where(used_RL[..., None], hidden_NP[blocks_RL], -1e30).flatten(1)[:, None, None]

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..layers import dropout
 from ..masks import Blocks, See, Tokens
 
 SIZE = 128  # tokens a block
 SHARE = 0.5  # of all pairs, above which one dense mask is as fast
 LARGE = 2**26  # scores of one layer that are not kept in memory for the backward pass
 CHUNK = 2**22  # of them at a time instead
-CACHE = 2**18  # of them fit a core's own memory
 
 
 class Plan:
@@ -60,6 +60,36 @@ class Plan:
                     some, seen = rows[i : i + R], blocks[i : i + R]
                     make = functools.partial(self.part, some, seen) if large else functools.partial(self.kept, sees, (i, R), some, seen)
                     yield some + b * N, torch.where(seen == M, 0, seen + b * M), make
+
+    def single(self, batch, heads, dtype):
+        """[(row, blocks, mask())] of a batch, a query block at a time; masks (P, L P) of zeros and -inf. Where a pattern goes by
+        distance alone, blocks at the same distances share one."""
+        memo, N, M = self.see.memo.setdefault(("masks", dtype), {}), self.queries.blocks, self.keys.blocks
+        rows_of, large = len(self.queries.tokens.position), self.large(batch, heads)
+        far = self.see.pattern.relative and self.see.plain and self.queries.order is None
+        last = M - 1 if self.keys.pad or self.queries.pad else M
+
+        def mask(row, seen):
+            if far and seen[-1] < last and row < N - 1:
+                key = tuple(block - row for block in seen)
+            elif large:
+                return self.drawn(row, seen, dtype)
+            else:
+                key = row, None
+            if key not in memo:
+                memo[key] = self.drawn(row, seen, dtype)
+            return memo[key]
+
+        for rows, blocks, _ in self.groups:
+            for row, seen in zip(rows.tolist(), blocks.tolist()):
+                seen = [block for block in seen if block < M * rows_of] or [row // N * M]
+                make = functools.partial(mask, row, seen)
+                for b in range(batch // rows_of):
+                    yield row + b * N, [block + b * M for block in seen], make
+
+    def drawn(self, row, seen, dtype):
+        device = self.keys.tokens.position.device
+        return self.part(torch.tensor([row], device=device), torch.tensor([seen], device=device)).merged(None, dtype)[0, 0]
 
     def kept(self, sees, key, rows, blocks):
         if key not in sees:
@@ -172,62 +202,98 @@ def attend(dense, plan, q_BHTC, k_BGSC, v_BGSC):
 
 def exact(plan, q_BHTC, k_BGSC, v_BGSC, scale):
     """softmax(q k' scale) v on the blocks of a plan, where nothing is added to the scores."""
-    B, H = q_BHTC.shape[:2]
+    B, H, _, _ = q_BHTC.shape
     q, k, v = plan.queries.fold(q_BHTC), plan.keys.fold(k_BGSC), plan.keys.fold(v_BGSC)
-    steps = [(rows, blocks, lambda see=see: see().added(None, q.dtype)) for rows, blocks, see in plan.steps(B, H, CACHE)]
+    steps = [(row, runs(seen), mask) for row, seen, mask in plan.single(B, H, q.dtype)]
     return plan.queries.unfold(Gathered.apply(q, k, v, steps, q_BHTC.shape[-1] ** -0.5 if scale is None else scale), B)
 
 
-def gathered(q, k, v, rows, blocks, mask, p, gqa):
-    """One step of `Gathered`, with dropout: (R, P, H, C)."""
-    take = lambda x: x.index_select(0, blocks.flatten()).view(len(rows), -1, *x.shape[2:]).transpose(1, 2)
-    return F.scaled_dot_product_attention(q[rows].transpose(1, 2), take(k), take(v), mask, p, enable_gqa=gqa).transpose(1, 2)
+def runs(numbers):
+    """[3, 4, 5, 9] -> [(3, 6), (9, 10)]"""
+    out = []
+    for n in numbers:
+        if out and out[-1][1] == n:
+            out[-1] = out[-1][0], n + 1
+        else:
+            out.append((n, n + 1))
+    return out
+
+
+def gathered(q, k, v, row, seen, mask, p):
+    """One step of `Gathered`, with dropout: (P, H, C)."""
+    keys, values = (taken(x, seen) for x in (k, v))
+    query, scores = Gathered.scores(q[row], keys, mask, q.shape[-1] ** -0.5)
+    return ungrouped(torch.bmm(dropout(scores.softmax(-1), p), values), q[row])
 
 
 class Gathered(torch.autograd.Function):
-    """Softmax attention of a few blocks at a time, forward and backward: no gathered keys and no scores are kept.
+    """Softmax attention of a block of queries at a time, forward and backward, in a core's own memory: no scores are kept.
 
-    q (N, P, H, C), k and v (M, P, G, C); steps: [(rows (R,), blocks (R, L), mask() -> (R, 1, P, L P) of zeros and -inf)]."""
+    q (N, P, H, C), k and v (M, P, G, C); steps: [(number of the query block, runs of key blocks, mask() -> (P or 1, L P) of zeros and
+    -inf)]."""
 
     @staticmethod
     def forward(ctx, q, k, v, steps, scale):
         out = torch.empty(*q.shape[:3], v.shape[-1], dtype=q.dtype, device=q.device)
-        for rows, blocks, mask in steps:
-            weights, _, _, values = Gathered.weights(q, k, v, rows, blocks, mask(), scale)
-            out[rows] = Gathered.back(weights @ values, q.shape)
-        ctx.save_for_backward(q, k, v, out)
+        sums = torch.empty(q.shape[0], k.shape[2], q.shape[1] * q.shape[2] // k.shape[2], 1, dtype=q.dtype, device=q.device)
+        for row, seen, mask in steps:
+            query, scores = Gathered.scores(q[row], taken(k, seen), mask(), scale)
+            most = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(most).exp_()
+            total = weights.sum(-1, keepdim=True)
+            out[row] = ungrouped(torch.bmm(weights, taken(v, seen)).div_(total), q[row])
+            sums[row] = total.log_().add_(most)
+        ctx.save_for_backward(q, k, v, out, sums)
         ctx.steps, ctx.scale = steps, scale
         return out
 
     @staticmethod
-    def weights(q, k, v, rows, blocks, mask, scale):
-        """(softmax (R, G, H/G P, L P), queries (R, G, H/G P, C), keys and values (R, G, L P, C)): heads of a group stand below each other."""
-        R, (_, P, H, C), G = len(rows), q.shape, k.shape[2]
-        query = (q[rows] * scale).view(R, P, G, H // G, C).permute(0, 2, 3, 1, 4).reshape(R, G, -1, C)
-        keys, values = (x.index_select(0, blocks.flatten()).view(R, -1, G, x.shape[-1]).transpose(1, 2) for x in (k, v))
-        scores = query @ keys.mT
-        scores.view(R, H, P, -1).add_(mask)
-        return scores.softmax(-1), query, keys, values
-
-    @staticmethod
-    def back(x, shape):
-        """(R, G, H/G P, C) -> (R, P, H, C)"""
-        _, P, H, _ = shape
-        R, G, _, C = x.shape
-        return x.view(R, G, H // G, P, C).permute(0, 3, 1, 2, 4).reshape(R, P, H, C)
+    def scores(q_PHC, keys_GSC, mask, scale):
+        """(queries (G, H/G P, C), their scores (G, H/G P, S)): heads that share keys stand below each other."""
+        query = grouped_heads(q_PHC, len(keys_GSC))
+        P, S = len(q_PHC), keys_GSC.shape[1]
+        mask = mask.expand(query.shape[1] // P, P, S).reshape(-1, S) if query.shape[1] != P else mask.expand(P, S)
+        return query, torch.baddbmm(mask.expand(len(query), -1, -1), query, keys_GSC.mT, alpha=scale)
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, out = ctx.saved_tensors
+        q, k, v, out, sums = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for rows, blocks, mask in ctx.steps:
-            weights, query, keys, values = Gathered.weights(q, k, v, rows, blocks, mask(), ctx.scale)
-            G = keys.shape[1]
-            group = lambda x: x.view(len(rows), x.shape[1], G, -1, x.shape[-1]).permute(0, 2, 3, 1, 4).reshape(*query.shape[:3], -1)
-            g = group(grad[rows])
-            inner = (g * group(out[rows])).sum(-1, keepdim=True)
-            d = (g @ values.mT).sub_(inner).mul_(weights)
-            dq[rows] = Gathered.back((d @ keys).mul_(ctx.scale), q.shape)
-            for whole, part in ((dk, d.mT @ query), (dv, weights.mT @ g)):
-                whole.index_add_(0, blocks.flatten(), part.transpose(1, 2).reshape(-1, *whole.shape[1:]))
+        for row, seen, mask in ctx.steps:
+            keys, values = taken(k, seen), taken(v, seen)
+            query, scores = Gathered.scores(q[row], keys, mask(), ctx.scale)
+            weights = scores.sub_(sums[row]).exp_()
+            g = grouped_heads(grad[row], len(keys))
+            inner = (g * grouped_heads(out[row], len(keys))).sum(-1, keepdim=True)
+            add(dv, seen, torch.bmm(weights.mT, g))
+            d = torch.bmm(g, values.mT).sub_(inner).mul_(weights)
+            dq[row] = ungrouped(torch.bmm(d, keys).mul_(ctx.scale), q[row])
+            add(dk, seen, torch.bmm(d.mT, query).mul_(ctx.scale))
         return dq, dk, dv, None, None
+
+
+def taken(x_MPGC, seen):
+    """(G, S, C) of runs of blocks."""
+    parts = [x_MPGC[low:high] for low, high in seen]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).flatten(0, 1).transpose(0, 1)
+
+
+def add(x_MPGC, seen, part_GSC):
+    """Adds (G, S, C) to runs of blocks."""
+    part, at = part_GSC.transpose(0, 1).unflatten(0, (-1, x_MPGC.shape[1])), 0
+    for low, high in seen:
+        x_MPGC[low:high] += part[at : at + high - low]
+        at += high - low
+
+
+def grouped_heads(x_PHC, G):
+    """(P, H, C) -> (G, H/G P, C)"""
+    P, H, C = x_PHC.shape
+    return x_PHC.transpose(0, 1) if G == H else x_PHC.view(P, G, H // G, C).permute(1, 2, 0, 3).reshape(G, -1, C)
+
+
+def ungrouped(x, like_PHC):
+    """(G, H/G P, C) -> (P, H, C)"""
+    P, H, _ = like_PHC.shape
+    G, _, C = x.shape
+    return x.transpose(0, 1) if G == H else x.view(G, H // G, P, C).permute(2, 0, 1, 3).reshape(P, H, C)

@@ -28,6 +28,7 @@ class Window(Pattern):
     """Up to `radius` tokens to either side (Longformer, section 3.1, whose window is 2 radius)."""
 
     radius: int
+    relative = True
 
     def __post_init__(self):
         whole(radius=self.radius)
@@ -48,6 +49,7 @@ class Dilated(Pattern):
 
     window: int
     gap: int = 2
+    relative = True
 
     def __post_init__(self):
         whole(window=self.window, gap=self.gap)
@@ -75,6 +77,7 @@ class Strided(Pattern):
     """Every `step`-th token back from this one (Sparse Transformer, section 4.3: join it with sliding(step))."""
 
     step: int
+    relative = True
 
     def __post_init__(self):
         whole(step=self.step)
