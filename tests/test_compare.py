@@ -197,3 +197,4 @@ def test_compare_refuses_before_it_trains(words, message, tmp_path, capsys, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "child", lambda *a: pytest.fail("something was trained"))
     assert qkv("compare", *words) == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

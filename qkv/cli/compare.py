@@ -157,6 +157,8 @@ def begin(what, single, folder):
 
 def trained(what, single, several, variants, seeds, at, out):
     import json
+    import tempfile
+    from pathlib import Path
 
     from rich.console import Console
     from rich.progress import Progress
@@ -165,14 +167,17 @@ def trained(what, single, several, variants, seeds, at, out):
     from ..models import account
     from . import sweep, train
 
-    folder, console = place(what, out), Console(highlight=False)
-    base = begin(what, single, folder)
-    for variant in variants:  # refused now, not after an hour
-        try:
-            r, _, _ = train.prepare(str(folder / "base.toml"), [f"{k}={v}" for k, v in variant.items()])
-            account.blank(models.preset(r.model["preset"], **{k: v for k, v in r.model.items() if k != "preset"}))
-        except ValueError as e:
-            raise ValueError(f"{sweep.named(variant)}: {e}") from None
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory() as aside:  # refused now, not after an hour, and nothing is left behind
+        base = begin(what, single, Path(aside))
+        for variant in variants:
+            try:
+                r, _, _ = train.prepare(str(Path(aside) / "base.toml"), [f"{k}={v}" for k, v in variant.items()])
+                account.blank(models.preset(r.model["preset"], **{k: v for k, v in r.model.items() if k != "preset"}))
+            except ValueError as e:
+                raise ValueError(f"{sweep.named(variant)}: {e}") from None
+    folder = place(what, out)
+    begin(what, single, folder)
     results = folder / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
     done = {(r["variant"], r["seed"]) for r in rows}
