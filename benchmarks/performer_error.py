@@ -47,7 +47,11 @@ def main():
         for independent in (False, True):
             errors = [error(n, sharp, independent, a.draws) for n in FEATURES]
             name = f"{'independent' if independent else 'orthogonal'}, q k x {sharp}"
-            print(f"{name:24s} " + " ".join(f"{e:8.4f}" for e in errors) + f"   {slope(FEATURES, errors):6.2f}, {slope(FEATURES[4:], errors[4:]):.2f}")
+            print(
+                f"{name:24s} "
+                + " ".join(f"{e:8.4f}" for e in errors)
+                + f"   {slope(FEATURES, errors):6.2f}, {slope(FEATURES[4:], errors[4:]):.2f}"
+            )
 
 
 if __name__ == "__main__":

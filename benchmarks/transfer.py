@@ -33,7 +33,7 @@ def fine_tune(name, shape, tokenizer, init, seed, lr):
     """{held, test} of one run."""
     metric, task, data, epochs = TASKS[name]
     raw = {
-        "model": shape | {"dropout": 0.1, "attn_dropout": 0.1},
+        "model": shape | {"dropout": 0.1, "attn_dropout": 0.1, "pooling": "mean"},
         "data": data | {"tokenizer": tokenizer},
         "train": {"task": task, "init": init, "seed": seed, "epochs": epochs, "batch": 32, "lr": lr, "schedule": "linear", "warmup": 100,
                   "weight_decay": 0.01, "threads": 1},
@@ -75,7 +75,11 @@ def main():
     if not a.show:
         inits = dict(i.split("=", 1) for i in a.inits)
         first = next(iter(inits.values()))
-        shape = {k: v for k, v in recipe.load(Path(folder.find(first)) / "recipe.toml")["model"].items() if k not in ("embed_dim", "vocab")}
+        shape = {
+            k: v
+            for k, v in recipe.load(Path(folder.find(first)) / "recipe.toml")["model"].items()
+            if k not in ("embed_dim", "vocab", "output")
+        }
         tokenizer = str(folder.weights(first))
         for seed in range(1, a.seeds + 1):
             for name in a.tasks.split(","):

@@ -64,10 +64,14 @@ class Stack(nn.Module):
 
     def run(self, x_BTD, ctx):
         """(B, T, D) -> (B, T, D)"""
+        return self.norm(self.through(x_BTD, ctx))
+
+    def through(self, x_BTD, ctx):
+        """The same without the last norm."""
         if self.shared is not None:
             ctx.shared = self.shared
         for i in self.order:
             x_BTD = self.blocks[i](x_BTD, ctx)
-        return self.norm(x_BTD)
+        return x_BTD
 
     forward = run

@@ -8,22 +8,23 @@ import torch
 from ..checkpoints import files
 from ..core import Learned
 from ..words import nearest
-from . import bart, bert, bert_variants, bigbird, conformer, efficient, gpt2, gpts, layer, llama, switch, t5, transformer
+from . import bart, bert, bert_variants, bigbird, conformer, efficient, gpt2, gpts, layer, llama, switch, t5, transformer, vit
 from .conformer import Conformer
 from .decoder import Decoder, DecoderModel
 from .encoder import Encoder, EncoderModel
 from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
+from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
 from .shape import Output
 
 FAMILIES = {
     f.name: f
-    for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, bigbird, conformer, efficient, layer, transformer)
+    for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, bigbird, conformer, efficient, layer, vit, transformer)
     for f in module.FAMILIES
 }
 OWN = transformer.OWN | gpts.OWN  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
-TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder, Conformer, Layer)}
+TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder, Conformer, ImageEncoder, MaskedAutoencoder, Layer)}
 
 
 def presets():
