@@ -106,7 +106,7 @@ def test_no_family_is_named_outside_models():
 
 
 def test_the_core_is_small():
-    assert sum(len(p.read_text().splitlines()) for p in (ROOT / "core").glob("*.py")) < 1500
+    assert sum(len(p.read_text().splitlines()) for p in (ROOT / "core").glob("*.py")) < 1600
     for path in (ROOT / "core").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name == "__init__":

@@ -1,0 +1,77 @@
+"""Two towers: an encoder of images and one of texts, whose vectors of a pair are alike (CLIP, Radford et al., 2021).
+
+Dims: B images, N texts, T tokens, D model, W width of the common vectors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .decoder import Decoder, DecoderModel
+from .heads import at_place
+from .image import ImageEncoder, ImageEncoderModel
+from .shape import Output, initialise, one_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTowers:
+    """picture, text: the towers, as values of their own. width: of the common vectors. scale: logarithm of what similarities are
+    multiplied by at first; it is trained. output: similarity. The text's vector is that of its eos token."""
+
+    picture: ImageEncoder
+    text: Decoder
+    width: int = 512
+    scale: float = 2.6592
+    output: str = "similarity"
+
+    def __post_init__(self):
+        for name, kind, fixed in (
+            ("picture", ImageEncoder, {"projection": self.width, "output": "projection"}),
+            ("text", Decoder, {"output": "hidden"}),
+        ):
+            value = getattr(self, name)
+            fields = dict(value) if isinstance(value, dict) else {f: getattr(value, f) for f in value.__dataclass_fields__}
+            object.__setattr__(self, name, kind(**fields | fixed))
+        if self.text.eos is None:
+            raise ValueError("text.eos is not set; a text's vector is that of its eos token")
+        one_of("output", self.output, ("similarity",))
+
+    @property
+    def layers(self):
+        return self.picture.layers
+
+    @property
+    def decoder_layers(self):
+        return self.text.layers
+
+    def build(self):
+        return initialise(TwoTowersModel(self), self.text)
+
+
+class TwoTowersModel(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.config = cfg
+        self.picture, self.text = ImageEncoderModel(cfg.picture), DecoderModel(cfg.text)
+        self.project = nn.Linear(cfg.text.dim, cfg.width, bias=False)
+        self.scale = nn.Parameter(torch.tensor(cfg.scale))
+
+    def see(self, pixel_values, **options):
+        """(B, W) of length 1."""
+        x = self.picture(pixel_values, **options)["image_embeds"]
+        return x / x.norm(dim=-1, keepdim=True)
+
+    def read(self, input_ids, attention_mask=None):
+        """(N, W) of length 1."""
+        hidden, eos = self.text(input_ids=input_ids, attention_mask=attention_mask)["hidden"], self.config.text.eos
+        # older files say eos=2 and mean the highest id
+        place = input_ids.argmax(-1) if eos == 2 else (input_ids == eos).int().argmax(-1)
+        x = self.project(at_place(hidden, place))
+        return x / x.norm(dim=-1, keepdim=True)
+
+    def forward(self, input_ids, pixel_values, attention_mask=None, *, interpolate_pos_encoding=False):
+        """input_ids (N, T), pixel_values (B, C, H, W) -> logits_per_image (B, N), logits_per_text, text_embeds, image_embeds."""
+        image, text = self.see(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding), self.read(input_ids, attention_mask)
+        scores = text @ image.T * self.scale.exp()
+        return Output(logits_per_image=scores.T, logits_per_text=scores, text_embeds=text, image_embeds=image)
