@@ -52,7 +52,13 @@ def run(words, verb):
         torch.set_num_threads(threads)
         print(json.dumps(sweep.point(config({}, lengths[0]), lengths[0], batch)))
         return
-    lengths = lengths or [config(variants[0]).length]
+    cfg = config(variants[0])
+    kind = type(cfg).__name__
+    if kind not in ("Decoder", "Encoder", "EncoderDecoder", "ImageEncoder"):
+        raise ValueError(f"qkv cost reads models of text, and encoders of images; {plain[0]} is of {kind}")
+    if kind == "ImageEncoder" and lengths:
+        raise ValueError("the length of an image follows from its pixels: give image=32,64 in place of length")
+    lengths = lengths or [cfg.length]
     show(plain[0], fixed, variants, lengths, batch, threads, config, "--plan" in flags)
 
 
@@ -80,7 +86,7 @@ def show(what, fixed, variants, lengths, batch, threads, config, planned):
             table.add_column(name, justify="right", min_width=8)
         for _, n, model, work in (c for c in counted if c[0] == i):
             total, scores = sum(work.values()), work.get("scores and values", 0)
-            kept = account.cache_bytes(model, 4, n) * batch if type(model.config).__name__ != "Encoder" else 0
+            kept = account.cache_bytes(model, 4, n) * batch if "Decoder" in type(model.config).__name__ else 0
             extra = [] if planned else ["-"] * 3
             if (i, n) in seen:
                 ms, mib = 1e3 * seen[i, n]["seconds"], seen[i, n]["mib"]
@@ -120,7 +126,7 @@ def heads(console, cfg, length, binary):
 
     from ..models import account
 
-    if type(cfg).__name__ == "Encoder":
+    if "Decoder" not in type(cfg).__name__:
         return
     some = next((g for g in range(max(1, cfg.heads // 4), cfg.heads) if cfg.heads % g == 0 and g > 1), None)
     kinds = {"multi-head": cfg.heads, "grouped-query": some, "multi-query": 1}

@@ -83,10 +83,17 @@ def run(words, verb):
     for part, n in sorted(account.parameters(model).items(), key=lambda x: -x[1]):
         table.add_row(part, f"{n:,}", f"{100 * n / total:.1f} %")
     console.print(table)
+    for name in ("picture", "text") if hasattr(model, "picture") else ():
+        tower = getattr(model, name)
+        console.print(
+            f"\nFLOPs of a {name}, forward: [bold]{account.size(sum(account.flops(tower).values()) * tower.config.length)}[/bold]"
+        )
+    if hasattr(model, "picture"):
+        return
     work = account.flops(model)
     each = ", ".join(f"{k} {account.size(v)}" for k, v in work.items())
     console.print(f"\nFLOPs a token, forward, at {cfg.length} tokens of context: [bold]{account.size(sum(work.values()))}[/bold] ({each})")
-    if type(cfg).__name__ != "Encoder":
+    if type(cfg).__name__ in ("Decoder", "EncoderDecoder"):
         b = account.cache_bytes(model)
         console.print(
             f"KV cache: [bold]{b:,}[/bold] bytes a token in 16 bits, {account.size(b * cfg.length, ('B', 'KiB', 'MiB', 'GiB', 'TiB'), 1024)} for a whole context"

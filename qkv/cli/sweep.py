@@ -84,18 +84,20 @@ def point(cfg, length, batch):
 
     torch.manual_seed(0)
     model = models.build(cfg).train()
-    ids = torch.randint(5, cfg.vocab, (batch, length))
-    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if hasattr(model, "encode") else {})
+    if hasattr(cfg, "patch"):
+        inputs = {"pixel_values": torch.randn(batch, cfg.channels, cfg.image, cfg.image)}
+    ids = torch.randint(0, cfg.vocab, (batch, length))
+    inputs = inputs if hasattr(cfg, "patch") else {"input_ids": ids} | ({"decoder_input_ids": ids} if hasattr(model, "encode") else {})
     if cfg.output == "lm":
         inputs["labels"] = ids.flatten()
+    first = lambda name, v: v if name == "pixel_values" else v[: batch * 8] if name == "labels" else v[:, :8]
 
     def once():
         out = model(**inputs)
         (out["loss"] if "loss" in out else out["hidden"].sum()).backward()
         model.zero_grad()
 
-    short = {k: v[: batch * 8] if k == "labels" else v[:, :8] for k, v in inputs.items()}
-    inputs, whole = short, inputs
+    inputs, whole = {k: first(k, v) for k, v in inputs.items()}, inputs
     once()  # libraries are loaded
     inputs, before, best = whole, _kib("VmRSS"), math.inf
     if before is not None:

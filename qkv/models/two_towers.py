@@ -37,6 +37,11 @@ class TwoTowers:
             raise ValueError("text.eos is not set; a text's vector is that of its eos token")
         one_of("output", self.output, ("similarity",))
 
+    def __getattr__(self, name):
+        if name in ("vocab", "length", "dim", "heads", "kv_heads", "wide", "embed_dim"):  # what is said of a model of text
+            return getattr(self.text, name)
+        raise AttributeError(name)
+
     @property
     def layers(self):
         return self.picture.layers

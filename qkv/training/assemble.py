@@ -55,6 +55,10 @@ def assemble(r, weights=None, before=None):
     device = torch.device(choose_device(t.device))
     fields = {k: v for k, v in r.model.items() if k != "preset"}
     cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
+    if type(cfg).__name__ not in ("Decoder", "Encoder", "EncoderDecoder"):
+        raise recipe.RecipeError(
+            f"{r.model['preset']} does not read text: it can be loaded, saved and called, but not yet trained from a recipe"
+        )
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task) if task else data_of.open_corpus(d)
     carried = lambda cfg: {} if task is None else carries(task, cfg, corpus)  # fields that the task asks of a model
