@@ -274,3 +274,26 @@ def test_every_kernel_trains(kernel):
         p.grad is not None and torch.isfinite(p.grad).all() for n, p in model.named_parameters() if "pool" not in n and "types" not in n
     )
     assert kernel.partition("(")[0] in KERNELS
+
+
+@pytest.mark.parametrize("kernel", ("softmax", "performer(redraw=0)", "bigbird(block=8, random=1, drawn=true)", "linformer(rank=8)"))
+def test_bfloat16_comes_near_float32(kernel, monkeypatch):
+    """Under autocast and in bfloat16 weights, forward and backward, on rows that go by blocks."""
+    from qkv.core import build, read_pattern
+    from qkv.core.efficient import blocks
+
+    monkeypatch.setattr(blocks, "SIZE", 16)
+    monkeypatch.setattr(blocks, "SHARE", 9.0)
+    torch.manual_seed(0)
+    pattern = read_pattern("window(10)") if kernel == "softmax" else Full()
+    a = Attention(32, 4, pattern=pattern, kernel=build("kernel", kernel, KERNELS, head_dim=8, length=100, heads=4))
+    x = torch.randn(2, 100, 32, requires_grad=True)
+    want = a(x, context(100))
+    grad = torch.autograd.grad(want.square().sum(), x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = a(x, context(100))
+        half = torch.autograd.grad(got.float().square().sum(), x)[0]
+    near = lambda a, b: (a.float() - b.float()).norm() / b.norm()
+    assert near(got, want) < 0.02 and near(half, grad) < 0.03
+    narrow = a.bfloat16()(x.bfloat16(), context(100))
+    assert narrow.dtype is torch.bfloat16 and near(narrow, want) < 0.03

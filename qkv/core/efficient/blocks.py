@@ -10,6 +10,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import dropout
@@ -256,6 +257,7 @@ class Gathered(torch.autograd.Function):
         return query, torch.baddbmm(mask.expand(len(query), -1, -1), query, keys_GSC.mT, alpha=scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         q, k, v, out, sums = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from ..layers import activation
 from ..masks import Causal, Documents, Full
@@ -58,7 +59,9 @@ class Performer(nn.Module):
     def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         q, k, v, gone = self.ready(q_BHTC, k_BGSC, v_BGSC, see)
         if self.act is None and isinstance(see.pattern, Full):
-            return Favor.apply(q, k, v, self.projection.to(q.dtype), self.eps, gone)
+            wide = torch.promote_types(q.dtype, torch.float32)
+            with torch.autocast(q.device.type, enabled=False):
+                return Favor.apply(q.to(wide), k.to(wide), v.to(wide), self.projection.to(wide), self.eps, gone).to(v.dtype)
         past = k.shape[2] - q.shape[2]  # decoding: the newest queries, every key before them
         q, k = self.features(q, gone=None, each=True), self.features(k, gone)
         if isinstance(see.pattern, Full):
@@ -187,6 +190,9 @@ class Favor(torch.autograd.Function):
         return dash.sub_(square.add_(dash.amax(-1, keepdim=True))).exp_().add_(eps)
 
     @staticmethod
+    @once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
     def backward(ctx, grad_BHTC):
         q_BHTC, k_BHSC, v_BHSC, P_MC, gone, most, state, total, out_BHTC = ctx.saved_tensors
         C, eps = q_BHTC.shape[-1], ctx.eps
