@@ -68,7 +68,13 @@ def timed(what, single, several, out):
     batch, threads = (sweep.whole_numbers(k, values.pop(k, "1"))[0] for k in ("batch", "threads"))
     _, _, variants = sweep.variants([f"{k.removeprefix('model.')}={','.join(v)}" for k, v in several.items()])
     rows = measure(
-        what, values, variants, lengths, batch, threads, lambda variant, n: config_of(what, read(values | variant | {"length": n}))
+        what,
+        values,
+        variants,
+        [lengths] * len(variants),
+        batch,
+        threads,
+        lambda variant, n: config_of(what, read(values | variant | {"length": n})),
     )
     folder, console = place(what, out), Console(highlight=False)
     lines = {sweep.named(v): [(n, 1e3 * rows[i, n]["seconds"]) for n in lengths] for i, v in enumerate(variants)}

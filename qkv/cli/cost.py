@@ -58,7 +58,7 @@ def run(words, verb):
         raise ValueError(f"qkv cost reads models of text, and encoders of images; {plain[0]} is of {kind}")
     if kind == "ImageEncoder" and lengths:
         raise ValueError("the length of an image follows from its pixels: give image=32,64 in place of length")
-    lengths = lengths or [cfg.length]
+    lengths = [lengths or [config(v).length] for v in variants]
     show(plain[0], fixed, variants, lengths, batch, threads, config, "--plan" in flags)
 
 
@@ -72,7 +72,7 @@ def show(what, fixed, variants, lengths, batch, threads, config, planned):
     console, binary = Console(highlight=False), lambda n: account.size(n, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
     counted = []
     for i, variant in enumerate(variants):
-        for n in lengths:
+        for n in lengths[i]:
             model = account.blank(config(variant, n))
             counted.append((i, n, model, account.flops(model, n)))
     small = lambda model, work, n: 3 * sum(work.values()) * n * batch <= WORK and account.training_bytes(model) <= 8e9
@@ -98,18 +98,19 @@ def show(what, fixed, variants, lengths, batch, threads, config, planned):
                   "training: activations in 32 bits; decoding: keys and values, a window of them, or a state")  # fmt: skip
     if not planned:
         console.print("measured: forward and backward; peak: memory above the weights'; GFLOP/s: three forward passes by that time")
-    heads(console, counted[-1][2].config, lengths[-1], binary)
+    heads(console, counted[-1][2].config, lengths[-1][-1], binary)
     if skipped:
         console.print(f"not measured: {skipped} points over {account.size(WORK)}FLOP or 8 GB of weights, gradients and moments")
 
 
 def measure(what, fixed, variants, lengths, batch, threads, config, wanted=None):
-    """{(number of the variant, length): {seconds, mib}} of the points that are wanted, with a progress bar."""
+    """{(number of the variant, length): {seconds, mib}} of the points that are wanted, with a progress bar. lengths: of
+    each variant."""
     from rich.progress import track
 
     from . import sweep
 
-    points = [(i, n) for i in range(len(variants)) for n in lengths if wanted is None or (i, n) in wanted]
+    points = [(i, n) for i in range(len(variants)) for n in lengths[i] if wanted is None or (i, n) in wanted]
     for i, n in points:
         config(variants[i], n)  # refused now
     out = {}
