@@ -8,6 +8,10 @@ import qkv
 from qkv import models
 from qkv.cli.main import main
 from qkv.core import Context, Convolution, tokens
+from qkv.data import images
+from qkv.data.text import DataError
+from qkv.objectives.images import Images
+from qkv.training import folder
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16, "patch_size": 4,
        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
@@ -187,6 +191,131 @@ def test_the_command_line_knows_them(capsys):
     for name in ("vit-nano", "mae-nano", "clip-vit-base-32"):
         assert main(["show", name]) == 0
         assert "FLOPs" in capsys.readouterr().out
-        assert main(["train", name]) == 2 and "does not read text" in capsys.readouterr().err
+    assert main(["train", "clip-vit-base-32"]) == 2 and "reads no text; it is trained with no task yet" in capsys.readouterr().err
     assert main(["cost", "vit-nano", "image=16,32"]) == 0 and "65" in capsys.readouterr().out
     assert main(["cost", "vit-nano", "length=64"]) == 2 and "give image=32,64" in capsys.readouterr().err
+
+
+def painted(folder, count=12):
+    """Two classes: a bright left half, a bright right half; sizes, modes and formats as people have them."""
+    import numpy as np
+    from PIL import Image
+
+    r = np.random.default_rng(0)
+    for i in range(count):
+        name = ("left", "right")[i % 2]
+        x = r.integers(0, 60, (20 + i, 16, 3)).astype(np.uint8)
+        x[:, slice(0, 8) if name == "left" else slice(8, 16)] += 180
+        mode = ("RGB", "L", "RGBA", "CMYK", "P", "1")[i % 6]
+        image = Image.fromarray(x).convert(mode)
+        where = folder / name
+        where.mkdir(parents=True, exist_ok=True)
+        image.save(where / (f"{i}.tif" if mode == "CMYK" else f"{i}.png"))
+
+
+def test_images_are_read_as_people_have_them(tmp_path):
+    """A folder and a zip of it alike; grey, palette, alpha, CMYK; IDX files with their labels."""
+    import gzip
+    import struct
+    import zipfile
+
+    import numpy as np
+    from PIL import Image
+
+    painted(tmp_path / "a")
+    folder = images.read(tmp_path / "a")
+    assert sorted(e.label for e in folder) == ["left"] * 6 + ["right"] * 6
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+        for p in sorted((tmp_path / "a").rglob("*.*")):
+            z.write(p, p.relative_to(tmp_path))
+    zipped = images.read(tmp_path / "a.zip")
+    for one, two in zip(folder, zipped):
+        x, y = (images.pixels(e, 16, 3) for e in (one, two))
+        assert x.shape == (3, 16, 16) and (x == y).all() and one.label == two.label
+        bright = x.mean((0, 1))
+        assert (bright[:7].mean() > bright[9:].mean() + 60) == (one.label == "left"), one.where
+        assert images.pixels(one, 8, 1).shape == (1, 8, 8)
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert (images.pixels(images.read(tmp_path / "clear.png")[0], 4, 3) == 255).all()  # alpha lies on white
+    pixels, labels = np.arange(3 * 4 * 5, dtype=np.uint8), np.array([7, 0, 9], np.uint8)
+    (tmp_path / "x-images-idx3-ubyte.gz").write_bytes(gzip.compress(struct.pack(">HBBIII", 0, 8, 3, 3, 4, 5) + pixels.tobytes()))
+    (tmp_path / "x-labels-idx1-ubyte.gz").write_bytes(gzip.compress(struct.pack(">HBBI", 0, 8, 1, 3) + labels.tobytes()))
+    rows = images.read(tmp_path / "x-images-idx3-ubyte.gz")
+    assert [e.label for e in rows] == ["7", "0", "9"] and (rows[2].text[..., 0] == pixels[40:].reshape(4, 5)).all()
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    from PIL import Image
+
+    Image.new("RGB", (9, 9)).save(tmp_path / "good.jpg")
+    whole = (tmp_path / "good.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "words.png").write_text("not an image")
+    (tmp_path / "x-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"\0\0\0\x05" * 3)
+    (tmp_path / "empty").mkdir()
+    for name in ("cut.jpg", "words.png"):
+        with pytest.raises(DataError, match=f"{name}: cannot be read as an image"):
+            images.pixels(images.read(tmp_path / name)[0], 8, 3)
+    Image.new("L", (1, 1), 9).save(tmp_path / "dot.png")
+    assert (images.pixels(images.read(tmp_path / "dot.png")[0], 8, 1) == 9).all()
+    monkeypatch.setattr(images, "PIXELS", 50)
+    with pytest.raises(DataError, match="has 9 x 9 pixels, over 50"):
+        images.pixels(images.read(tmp_path / "good.jpg")[0], 8, 3)
+    for source, message in (
+        ("x-images-idx3-ubyte", "is cut off: it says 5 x 5 x 5"),
+        ("empty", "holds no images"),
+        ("none", "is no file or folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            images.read(tmp_path / source)
+    with pytest.raises(DataError, match="no test part"):
+        Images.read(None, "digits", "test")
+
+
+def test_augmentation_moves_and_mirrors_in_training_only():
+    import numpy as np
+
+    cfg = models.preset("vit-nano", image=8, patch=4, channels=1, labels=2, label_names=("a", "b"))
+    task = Images(cfg, shift=2, flip=True)
+    item = {"pixels": torch.arange(64, dtype=torch.uint8).view(1, 8, 8), "label": 0}
+    still = task.pairs([item], None).inputs["pixel_values"]
+    torch.testing.assert_close(still, torch.arange(64).view(1, 1, 8, 8) / 127.5 - 1)
+    r = np.random.default_rng(0)
+    seen = {tuple(task.pairs([item], r).inputs["pixel_values"].flatten().tolist()) for _ in range(300)}
+    assert len(seen) == 50  # 5 x 5 places, mirrored or not
+    assert tuple(still.flatten().tolist()) in seen
+
+
+def test_images_train_resume_and_answer(tmp_path, capsys, monkeypatch):
+    """From hidden patches to classes, from the command line; resuming is bit for bit."""
+    import json
+
+    monkeypatch.setenv("QKV_RUNS", str(tmp_path / "runs"))
+    painted(tmp_path / "a", 48)
+    painted(tmp_path / "b", 12)
+    small = ("image=16", "patch=4", "dim=32", "layers=1", "heads=2", "hidden=64", "batch=8", "threads=1", "precision=exact", f"data={tmp_path / 'a'}",
+             f"valid={tmp_path / 'b'}")  # fmt: skip
+    assert (
+        main(["train", "mae-nano", *small, "decoder_dim=32", "decoder_layers=1", "decoder_heads=2", "decoder_hidden=32", "steps=20"]) == 0
+    )
+    first = folder.find("last")
+    held = [m["valid_loss"] for m in folder.read_metrics(first / "metrics.jsonl") if "valid_loss" in m]
+    assert held[-1] < held[0]
+    assert main(["train", "vit-nano", "init=last", *small, "steps=60", "warmup=5", "lr=5e-3", "task=images(shift=1)"]) == 0
+    run = folder.find("last")
+    before, after = (qkv.load(folder.weights(r)) for r in (str(first), str(run)))
+    assert before.encoder.embed.position.weight.equal(after.embed.position.weight)  # fixed sinusoids came along
+    last = [m for m in folder.read_metrics(run / "metrics.jsonl") if "valid_accuracy" in m][-1]
+    assert last["valid_accuracy"] == 1.0 and after.config.label_names == ("left", "right")
+    assert main(["eval", str(run), str(tmp_path / "b"), f"out={tmp_path / 'said.jsonl'}"]) == 0
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert len(said) == 12
+    capsys.readouterr()
+    losses = []
+    for steps in (("8",), ("4", "8")):
+        for i, n in enumerate(steps):
+            what = ("train", "vit-nano", *small, "schedule=inverse_sqrt") if i == 0 else ("train", str(folder.find("last")))
+            assert main([*what, f"steps={n}"]) == 0
+        losses.append([m["loss"] for m in folder.read_metrics(folder.find("last") / "metrics.jsonl") if "loss" in m])
+    assert losses[0][:4] == losses[1][:4] and len(losses[1]) == 8

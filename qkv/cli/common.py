@@ -26,6 +26,8 @@ def open_model(what):
             )
         where = models.find(what)
     model = models.load(where)
+    if type(model.config).__name__ not in ("Decoder", "Encoder", "EncoderDecoder"):
+        return model, tokenizers.NoTokens(), where
     try:
         tokenizer = tokenizers.load(where)
     except DataError as e:

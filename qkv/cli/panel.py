@@ -59,11 +59,12 @@ class Show:
         self.steps, self.seconds, self.first = steps, seconds, first
         params = sum(p.numel() for p in run.model.parameters())
         kind = run.arithmetic
+        words = f"{len(run.tokenizer):,} tokens of vocabulary, " if len(run.tokenizer) else ""
         self.kind, threads = type(run.model.config).__name__, _threads()
         if self.mode == "quiet":
             return
         self.console.print(
-            f"[bold]{self.name}[/bold]  {params:,} parameters, {len(run.tokenizer):,} tokens of vocabulary, {kind}, "
+            f"[bold]{self.name}[/bold]  {params:,} parameters, {words}{kind}, "
             f"{threads} thread{'s' if threads > 1 else ''} on {run.device}\n[dim]run folder: {self.where}[/dim]"
         )
         if not self.mode:

@@ -14,6 +14,9 @@ Nothing at all trains a small GPT for a minute on text that ships with Python.
   qkv train gpt-nano data=my.txt tokenizer=char steps=2000
   qkv train gpt-mini position=rope ffn="gated(silu)" norm=rms     replace any slot
   qkv train bert-nano seconds=120                                  masked tokens
+  qkv train vit-nano                                               images: digits that ship with scikit-learn
+  qkv train vit-nano data=FOLDER valid=FOLDER                      a folder (or zip, tar, IDX file) with a folder a class
+  qkv train mae-nano data=FOLDER, then vit-nano init=last          hidden patches first
   qkv train transformer-nano data=task:reverse                     an encoder-decoder on generated pairs
   qkv train transformer-mini data=en.txt target=de.txt             your own line-aligned pairs
   qkv train last steps=4000                                        go on, bit for bit, to a later end
@@ -30,7 +33,7 @@ keys (model.*, data.*, train.*; the section may be left out):
   model    every field of `qkv show PRESET --fields`
 
 objectives: causal prefix masked sentences detect contrastive (running text), seq2seq denoise corrupt (encoder-decoders)
-tasks: classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
+tasks: images reconstruct (of images), classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
 
 --plain prints lines instead of the live panel, --quiet only the end. --profile says where the time went, and what share of the
 machine's peak was used (MFU; `qkv bench` measures the peak).
@@ -42,10 +45,15 @@ Ctrl-C saves and leaves; the run goes on with `qkv train last`.
 TASK = {"epochs": 4.0, "batch": 32, "lr": 5e-4, "schedule": "linear", "warmup": 50, "weight_decay": 0.01}  # fine-tuning
 
 
-def defaults(preset, task=False):
-    """What a preset is trained on when nothing is said. task: labelled examples are given."""
+def defaults(preset, task=False, data=False):
+    """What a preset is trained on when nothing is said. task: labelled examples are given; data: something to train on is."""
     from .. import models
 
+    images = {"ImageEncoder": "images", "MaskedAutoencoder": "reconstruct"}.get(type(models.preset(preset)).__name__)
+    if images:
+        small = {"image": 16, "patch": 4, "channels": 1} if not data else {}
+        train = {"task": images, "seconds": 60.0, "batch": 64, "lr": 1e-3, "weight_decay": 0.05}
+        return {"model": {"preset": preset} | small, "data": {"source": "digits"}, "train": train}
     if task:
         kind = type(models.preset(preset)).__name__
         data = {"tokenizer": "wordpiece"} if kind == "Encoder" else {}
@@ -143,7 +151,7 @@ def prepare(what, words):
     else:
         loop.known_presets(what)
         task = any(w.startswith(("task=", "train.task=")) and w.partition("=")[2] not in ("", "none") for w in words)
-        raw, name = defaults(what, task), what
+        raw, name = defaults(what, task, any(w.startswith(("data=", "data.source=")) for w in words)), what
     preset = next((w.partition("=")[2] for w in words if w.startswith(("preset=", "model.preset="))), raw["model"].get("preset"))
     fields = {f.name for f in dataclasses.fields(models.preset(preset))} if isinstance(preset, str) and words else set()
     over = recipe.parse_overrides(words, fields)

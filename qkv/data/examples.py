@@ -213,7 +213,7 @@ def squad(source, part="train", errors="strict"):
 
 def split(examples, holdout):
     """(train, valid): a share by a hash of the texts, so that a growing file keeps its split."""
-    key = lambda e: int(hashlib.sha256(repr((e.text, e.pair)).encode()).hexdigest()[:8], 16) < holdout * 2**32
+    key = lambda e: int(hashlib.sha256(_bytes(e.text, e.pair)).hexdigest()[:8], 16) < holdout * 2**32
     held = [e for e in examples if key(e)]
     kept = [e for e in examples if not key(e)]
     if not held or not kept:
@@ -228,5 +228,10 @@ def digest(*parts):
     h = hashlib.sha256()
     for part in parts:
         for e in part:
-            h.update(repr((e.text, e.pair, e.label)).encode())
+            h.update(_bytes(e.text, e.pair, e.label))
     return h.hexdigest()
+
+
+def _bytes(text, *more):
+    """What a hash is taken of; text may be pixels."""
+    return text.tobytes() + repr(more).encode() if hasattr(text, "tobytes") else repr((text, *more)).encode()

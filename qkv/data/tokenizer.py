@@ -307,3 +307,15 @@ def _merges(pieces, vocab):
         halves = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in vocab and piece[i:] in vocab]
         found += [(-score, vocab[a], vocab[b], a, b) for a, b in halves]
     return [(a, b) for *_, a, b in sorted(found, key=lambda f: f[0])]
+
+
+class NoTokens:
+    """What stands in a tokenizer's place where a model reads no text."""
+
+    pad = bos = eos = cls = sep = mask = None
+
+    def __len__(self):
+        return 0
+
+    def save(self, where):
+        """Writes nothing."""

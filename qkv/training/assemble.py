@@ -55,27 +55,39 @@ def assemble(r, weights=None, before=None):
     device = torch.device(choose_device(t.device))
     fields = {k: v for k, v in r.model.items() if k != "preset"}
     cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
-    if type(cfg).__name__ not in ("Decoder", "Encoder", "EncoderDecoder"):
+    reads_text = type(cfg).__name__ in ("Decoder", "Encoder", "EncoderDecoder")
+    if not reads_text and not t.task:
+        can = [n for n, k in objectives.TASKS.items() if type(cfg).__name__ in k.outputs]
         raise recipe.RecipeError(
-            f"{r.model['preset']} does not read text: it can be loaded, saved and called, but not yet trained from a recipe"
+            f"{r.model['preset']} reads no text; it is trained with " + (f"task={' or '.join(can)} data=FOLDER" if can else "no task yet")
         )
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task) if task else data_of.open_corpus(d)
     carried = lambda cfg: {} if task is None else carries(task, cfg, corpus)  # fields that the task asks of a model
     begun = weights or (folder.weights(t.init) if t.init else None)
     torch.manual_seed(t.seed)
-    if begun is None:
+    tokenizer_of = tokenizers.load if reads_text else lambda where: tokenizers.NoTokens()
+    if begun is None and not reads_text:
+        tokenizer, model = tokenizer_of(None), models.build(models.replace(cfg, **carried(cfg)))
+        cfg = model.config
+    elif begun is None:
         tokenizer, cfg = fresh(r, models.replace(cfg, **carried(cfg)), fields, corpus)
         model = models.build(cfg)
     else:
-        tokenizer, model = tokenizers.load(begun), models.load(begun)
+        tokenizer, model = tokenizer_of(begun), models.load(begun)
         check_vocabulary(tokenizer, model.config, begun)
         if weights is None:
+            if type(getattr(model, "encoder", model).config if hasattr(getattr(model, "encoder", None), "config") else None) is type(cfg):
+                model = model.encoder  # of an autoencoder
             if type(cfg) is not type(model.config):
                 raise recipe.RecipeError(
                     f"train.init={t.init} is of the topology {type(model.config).__name__}; the preset {r.model['preset']} is of {type(cfg).__name__}"
                 )
-            pad = {} if model.config.pad is not None else {"pad": tokenizer.pad if tokenizer.pad is not None else tokenizer.eos}
+            pad = (
+                {}
+                if model.config.pad is not None or not reads_text
+                else {"pad": tokenizer.pad if tokenizer.pad is not None else tokenizer.eos}
+            )
             model = models.adapt(model, **{k: v for k, v in fields.items() if k != "vocab"} | pad | carried(model.config))
         cfg = model.config
     if tokenizer.pad is None:
