@@ -41,12 +41,8 @@ def read(source):
 
 def digits():
     """1,797 handwritten digits of 8 x 8 pixels, which ship with scikit-learn."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataError(
-            "data.source=digits ships with scikit-learn: pip install 'qkv[tasks]', or give a folder, archive or IDX file"
-        ) from None
+    from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     pixels = (x.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
     return [Example(p, label=str(n), where=f"digits, row {i}") for i, (p, n) in enumerate(zip(pixels, y), 1)]
