@@ -121,7 +121,8 @@ def sentiment(tmp_path, names=("neg", "pos")):
                                          ("bart-nano", "classification"), ("roberta-nano", "classification")))  # fmt: skip
 def test_a_classifier_learns_and_keeps_its_labels(tmp_path, preset, task):
     path = sentiment(tmp_path)
-    held, where = train(tmp_path, preset, {"task": task}, path, data={"valid": path})
+    known = {"tokenizer": "char"} if preset == "gpt1-nano" else {}  # a trained one breaks ties anew in every process
+    held, where = train(tmp_path, preset, {"task": task}, path, data={"valid": path} | known)
     assert held["accuracy"] == 1.0 and held["f1"] == 1.0
     model = qkv.load(runs.newest(where / "checkpoints")[0])
     assert model.config.label_names == ("neg", "pos")
