@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -52,19 +53,21 @@ def whole_numbers(key, value):
 
 
 def child(words, env=()):
-    """(exit status, output, peak MiB) of `qkv WORDS` in a process of its own."""
-    p = subprocess.Popen(
-        [sys.executable, "-m", "qkv", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | dict(env)
-    )
-    try:
-        out = p.stdout.read().decode(errors="replace")
-        _, status, used = os.wait4(p.pid, 0)
-    except BaseException:
-        p.terminate()
-        p.wait()
-        raise
-    p.returncode = os.waitstatus_to_exitcode(status)
-    return p.returncode, out, used.ru_maxrss / 1024
+    """(exit status, output, peak MiB or None) of `qkv WORDS` in a process of its own. Its peak is read while it runs: what the system
+    reports at its end begins with the memory of this process."""
+    peak = 0
+    with tempfile.TemporaryFile() as out:
+        p = subprocess.Popen([sys.executable, "-m", "qkv", *words], stdout=out, stderr=subprocess.STDOUT, env=os.environ | dict(env))
+        try:
+            while p.poll() is None:
+                peak = max(peak, _kib("VmHWM", p.pid) or 0)
+                time.sleep(0.05)
+        except BaseException:
+            p.terminate()
+            p.wait()
+            raise
+        out.seek(0)
+        return p.returncode, out.read().decode(errors="replace"), peak / 1024 or None
 
 
 def measured(what, fields, length, batch, threads):
@@ -114,10 +117,10 @@ def point(cfg, length, batch):
     return {"seconds": best, "mib": mib if before is not None else None}
 
 
-def _kib(field):
-    """Memory of this process as the kernel of Linux counts it; None elsewhere."""
+def _kib(field, pid="self"):
+    """Memory of a process as the kernel of Linux counts it; None elsewhere."""
     try:
-        with open("/proc/self/status") as f:
+        with open(f"/proc/{pid}/status") as f:
             return next(int(line.split()[1]) for line in f if line.startswith(field))
     except (OSError, StopIteration):
         return None
