@@ -118,6 +118,18 @@ def test_masked_patches_do_not_reach_the_encoder():
     assert out.mask[0, seen] == 0
 
 
+@pytest.mark.parametrize("position", ("none", "learned", "sinusoid2d", "rope2d", "alibi", "xl"))
+@torch.no_grad()
+def test_patches_may_change_places_only_where_none_is_known(position):
+    model = shaken(
+        models.create("vit-nano", position=position, image=8, patch=2, dim=32, layers=2, class_token=False, pooling="mean")
+    ).double()
+    x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    moved = x.clone()
+    moved[..., 0:2, 0:2], moved[..., 4:6, 6:8] = x[..., 4:6, 6:8], x[..., 0:2, 0:2]
+    assert torch.allclose(model(x).logits, model(moved).logits, rtol=0, atol=1e-9) == (position == "none")
+
+
 def test_mean_pooling_leaves_padding_out():
     model = qkv.create("bert-nano", vocab=50, dim=32, heads=2, layers=2, length=16, output="sequence", pooling="mean").double().eval()
     ids = torch.randint(5, 50, (2, 9))
