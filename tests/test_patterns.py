@@ -17,9 +17,7 @@ DRAWN = "random(count=1, size=4, longest=64, seed=3)"
 
 
 def drawn():
-    from qkv.core.efficient.patterns import _drawn
-
-    table = _drawn(read_pattern(DRAWN))
+    table = read_pattern(DRAWN).drawn
     return lambda q, k: bool(table[q // 4, k // 4])
 
 
@@ -237,6 +235,29 @@ def test_backward_by_blocks_equals_the_dense_one(scheme):
                 assert (dense is None) == (other is None)
                 if dense is not None:
                     torch.testing.assert_close(dense, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("pattern", PATTERNS)
+@torch.no_grad()
+def test_flex_attention_sees_the_same(pattern):
+    """The block mask of a GPU, forward on a CPU: plain, packed and padded rows."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from qkv.core import See
+
+    n = 40
+    padded = torch.arange(n)[None] >= torch.tensor([[0], [9]])
+    for known in ({}, {"marks": {"document": (torch.arange(n) > 15).long()[None]}}, {"valid": padded}):
+        t = tokens(n, **known)
+        see = See(read_pattern(pattern) & Documents(), t, t)
+        q, k, v = (torch.randn(2, H, n, 16) for _ in range(3))
+        got, want = (
+            flex_attention(q, k, v, block_mask=see.blocks(H)),
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, see.dense()),
+        )
+        real = padded if "valid" in known else torch.ones_like(padded)
+        torch.testing.assert_close(got.transpose(1, 2)[real], want.transpose(1, 2)[real], rtol=0, atol=1e-5)
 
 
 def test_blocks_leave_out_what_is_not_seen():

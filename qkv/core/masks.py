@@ -67,6 +67,7 @@ class Pattern:
 
     stride = 1
     relative = False
+    limit = None  # tokens that it is made for, where there are such
 
     def allows(self, q, k):
         raise NotImplementedError
@@ -255,6 +256,9 @@ class See:
         self.queries, self.keys = queries, keys
         self.plain = queries.plain and keys.plain
         T, S = queries.position.shape[1], keys.position.shape[1]
+        for part in pattern.parts():
+            if part.limit is not None and S and (last := int(keys.position.max())) >= part.limit:
+                raise ValueError(f"position {last} is beyond the {part.limit} of {part}; raise longest")
         self.pattern = pattern.within(S if self.plain else math.inf, keys.marks)
         if self.plain and T == 1 and isinstance(self.pattern, Causal):
             self.pattern = Full()  # the newest token sees all that came before

@@ -3,7 +3,7 @@
 Sources: Child et al. (2019, Sparse Transformer), Beltagy et al. (2020, Longformer), Zaheer et al. (2020, BigBird).
 """
 
-import functools
+import random
 from dataclasses import dataclass
 
 import torch
@@ -166,28 +166,23 @@ class Random(Pattern):
 
     def __post_init__(self):
         whole(count=self.count, size=self.size, longest=self.longest)
+        n, r = -(-self.longest // self.size), random.Random(self.seed)
+        chosen = torch.tensor([r.sample(range(n), min(self.count, n)) for _ in range(n)], device="cpu")
+        object.__setattr__(self, "drawn", torch.zeros(n, n, dtype=torch.bool, device="cpu").scatter(1, chosen, True))
+
+    @property
+    def limit(self):
+        return self.longest
 
     def allows(self, q, k):
-        drawn = _drawn(self).to(k.position.device)
-        for side in (q, k):
-            if side.position.numel() and int(side.position.max()) >= self.longest:
-                raise ValueError(f"position {int(side.position.max())} is beyond the {self.longest} of {self}; raise longest")
-        place = lambda t: t.position.clamp(min=0).div(self.size, rounding_mode="floor")
-        return drawn[place(q), place(k)]
+        place = lambda t: t.position.clamp(0, self.longest - 1).div(self.size, rounding_mode="floor")
+        return self.drawn.to(k.position.device)[place(q), place(k)]
 
     def touches(self, q, k):
-        sums = torch.nn.functional.pad(_drawn(self).long().cumsum(0).cumsum(1), (1, 0, 1, 0)).to(k.tokens.position.device)
+        sums = torch.nn.functional.pad(self.drawn.long().cumsum(0).cumsum(1), (1, 0, 1, 0)).to(k.tokens.position.device)
         place = lambda x: x.clamp(0, self.longest - 1).div(self.size, rounding_mode="floor")
         (a, b), (c, d) = ((place(side.low()), place(side.high()) + 1) for side in (q, k))
         return sums[b, d] - sums[a, d] - sums[b, c] + sums[a, c] > 0
-
-
-@functools.lru_cache(8)
-def _drawn(pattern):
-    """(blocks, blocks) bool."""
-    n = -(-pattern.longest // pattern.size)
-    score = torch.rand(n, n, generator=torch.Generator().manual_seed(pattern.seed))
-    return torch.zeros(n, n, dtype=torch.bool).scatter(1, score.topk(min(pattern.count, n), 1)[1], True)
 
 
 PATTERNS = {
