@@ -35,7 +35,7 @@ def test_help_answers_without_torch():
     out = subprocess.run([sys.executable, "-X", "importtime", "-m", "qkv", "--help"], capture_output=True, text=True, timeout=60)
     assert out.returncode == 0 and "usage: qkv VERB WHAT" in out.stdout and time.perf_counter() - start < 30
     assert " torch" not in out.stderr and "rich" not in out.stderr
-    for verb in ("train", "show", "ls", "generate", "chat", "eval", "convert", "embed", "bench"):
+    for verb in ("train", "show", "ls", "generate", "chat", "eval", "convert", "embed", "bench", "cost", "compare"):
         out = subprocess.run([sys.executable, "-X", "importtime", "-m", "qkv", verb, "--help"], capture_output=True, text=True, timeout=60)
         assert out.returncode == 0 and f"qkv {verb}" in out.stdout and " torch" not in out.stderr
 
