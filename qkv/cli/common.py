@@ -26,7 +26,7 @@ def open_model(what):
             )
         where = models.find(what)
     model = models.load(where)
-    if type(model.config).__name__ not in ("Decoder", "Encoder", "EncoderDecoder"):
+    if not models.reads_text(model.config):
         return model, tokenizers.NoTokens(), where
     try:
         tokenizer = tokenizers.load(where)

@@ -67,15 +67,8 @@ def timed(what, single, several, out):
     lengths = sorted(sweep.whole_numbers("length", ",".join(several.pop("length"))))
     batch, threads = (sweep.whole_numbers(k, values.pop(k, "1"))[0] for k in ("batch", "threads"))
     _, _, variants = sweep.variants([f"{k.removeprefix('model.')}={','.join(v)}" for k, v in several.items()])
-    rows = measure(
-        what,
-        values,
-        variants,
-        [lengths] * len(variants),
-        batch,
-        threads,
-        lambda variant, n: config_of(what, read(values | variant | {"length": n})),
-    )
+    config = lambda variant, n: config_of(what, sweep.read(values | variant) | {"length": n})
+    rows = measure(what, values, variants, [lengths] * len(variants), batch, threads, config)
     folder, console = place(what, out), Console(highlight=False)
     lines = {sweep.named(v): [(n, 1e3 * rows[i, n]["seconds"]) for n in lengths] for i, v in enumerate(variants)}
     heavy = {sweep.named(v): [(n, rows[i, n]["mib"]) for n in lengths] for i, v in enumerate(variants)}
@@ -93,12 +86,6 @@ def timed(what, single, several, out):
     console.print(f"\n{folder}: results.jsonl, table.txt, picture.png")
 
 
-def read(values):
-    from ..training.recipe import read_value
-
-    return {k: read_value(v) if isinstance(v, str) else v for k, v in values.items()}
-
-
 def crossover(base, points):
     """The length from which on `points` lie below `base`, between two measured lengths by a straight line on logarithmic axes."""
     import math
@@ -111,7 +98,7 @@ def crossover(base, points):
         i -= 1
     if i == 0:
         return f"{points[0][0]:,} or less"
-    gap = [math.log(b) - math.log(a) for (_, a), (_, b) in (pair for pair in zip(base[i - 1 : i + 1], points[i - 1 : i + 1]))]
+    gap = [math.log(b) - math.log(a) for (_, a), (_, b) in zip(base[i - 1 : i + 1], points[i - 1 : i + 1])]
     low, high = math.log(points[i - 1][0]), math.log(points[i][0])
     return f"about {math.exp(low + (high - low) * gap[0] / (gap[0] - gap[1])):,.0f}"
 
@@ -171,6 +158,7 @@ def trained(what, single, several, variants, seeds, at, out):
 
     from .. import models
     from ..models import account
+    from ..training import recipe
     from . import sweep, train
 
     console = Console(highlight=False)
@@ -183,7 +171,7 @@ def trained(what, single, several, variants, seeds, at, out):
             except ValueError as e:
                 raise ValueError(f"{sweep.named(variant)}: {e}") from None
     folder = place(what, out)
-    begin(what, single, folder)
+    (folder / "base.toml").write_text(recipe.dumps(base), encoding="utf-8")
     results = folder / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()] if results.exists() else []
     done = {(r["variant"], r["seed"]) for r in rows}
@@ -220,9 +208,10 @@ def one(folder, variant, seed, at):
     where = folder / ("".join(c if c.isalnum() else "-" for c in sweep.named(variant)).strip("-")[:80] + f"-{seed}")
     shutil.rmtree(where, ignore_errors=True)  # what an interrupted run left
     words = ["train", str(folder / "base.toml"), *(f"{k}={v}" for k, v in variant.items()), f"seed={seed}", "--quiet"]
-    status, out, mib = sweep.child(words, {"QKV_RUNS": str(where.resolve())})
-    if status:
-        raise ValueError(f"{sweep.named(variant)}, seed {seed}: {(out.strip().splitlines() or [f'ended with {status}'])[-1]}")
+    try:
+        _, mib = sweep.child(words, {"QKV_RUNS": str(where.resolve())})
+    except ValueError as e:
+        raise ValueError(f"{sweep.named(variant)}, seed {seed}: {e}") from None
     run = next(where.glob("*/recipe.toml")).parent
     metrics = runs.read_metrics(run / "metrics.jsonl")
     held = [m for m in metrics if "valid_loss" in m]

@@ -36,10 +36,10 @@ def run(words, verb):
     lengths = sweep.whole_numbers("length", given.pop("length")) if "length" in given else None
     fixed, _, variants = sweep.variants([f"{k}={v}" for k, v in given.items()])
     fixed = dict(w.split("=", 1) for w in fixed)
-    from ..training.recipe import read_value
+    from .. import models
 
     def config(variant, length=None):
-        values = {k: read_value(v) for k, v in (fixed | variant).items()}
+        values = sweep.read(fixed | variant)
         cfg = config_of(plain[0], values)
         return config_of(plain[0], values | {"length": length}) if length and length != cfg.length else cfg
 
@@ -54,7 +54,7 @@ def run(words, verb):
         return
     cfg = config(variants[0])
     kind = type(cfg).__name__
-    if kind not in ("Decoder", "Encoder", "EncoderDecoder", "ImageEncoder"):
+    if not models.reads_text(cfg) and kind != "ImageEncoder":
         raise ValueError(f"qkv cost reads models of text, and encoders of images; {plain[0]} is of {kind}")
     if kind == "ImageEncoder" and lengths:
         raise ValueError("the length of an image follows from its pixels: give image=32,64 in place of length")
@@ -115,9 +115,10 @@ def measure(what, fixed, variants, lengths, batch, threads, config, wanted=None)
         config(variants[i], n)  # refused now
     out = {}
     for i, n in track(points, "measuring", transient=True, disable=not points):
-        out[i, n] = sweep.measured(what, fixed | variants[i], n, batch, threads)
-        if "error" in out[i, n]:
-            raise ValueError(f"{sweep.named(variants[i])} at length {n}: {out[i, n]['error']}")
+        try:
+            out[i, n] = sweep.measured(what, fixed | variants[i], n, batch, threads)
+        except ValueError as e:
+            raise ValueError(f"{sweep.named(variants[i])} at length {n}: {e}") from None
     return out
 
 

@@ -52,9 +52,16 @@ def whole_numbers(key, value):
     return out
 
 
+def read(fields):
+    """{field: text of a command line} as values."""
+    from ..training.recipe import read_value
+
+    return {k: read_value(v) for k, v in fields.items()}
+
+
 def child(words, env=()):
-    """(exit status, output, peak MiB or None) of `qkv WORDS` in a process of its own. Its peak is read while it runs: what the system
-    reports at its end begins with the memory of this process."""
+    """(output, peak MiB or None) of `qkv WORDS` in a process of its own. Its peak is read while it runs: what the system reports at its
+    end begins with the memory of this process. Raises ValueError with its last line where it fails."""
     peak = 0
     with tempfile.TemporaryFile() as out:
         p = subprocess.Popen([sys.executable, "-m", "qkv", *words], stdout=out, stderr=subprocess.STDOUT, env=os.environ | dict(env))
@@ -67,16 +74,17 @@ def child(words, env=()):
             p.wait()
             raise
         out.seek(0)
-        return p.returncode, out.read().decode(errors="replace"), peak / 1024 or None
+        text = out.read().decode(errors="replace").strip()
+    if p.returncode:
+        raise ValueError(text.splitlines()[-1] if text else f"ended with {p.returncode}")
+    return text, peak / 1024 or None
 
 
 def measured(what, fields, length, batch, threads):
-    """{seconds, mib} of one forward and backward pass, or {error}; by `qkv cost ... --point` in a process of its own."""
+    """{seconds, mib} of one forward and backward pass, by `qkv cost ... --point` in a process of its own."""
     words = ["cost", what, *(f"{k}={v}" for k, v in fields.items()), f"length={length}", f"batch={batch}", f"threads={threads}", "--point"]
-    status, out, _ = child(words)
-    if status:
-        return {"error": (out.strip().splitlines() or [f"ended with {status}"])[-1]}
-    return json.loads(out.strip().splitlines()[-1])
+    out, _ = child(words)
+    return json.loads(out.splitlines()[-1])
 
 
 def point(cfg, length, batch):
@@ -89,26 +97,27 @@ def point(cfg, length, batch):
     model = models.build(cfg).train()
     if hasattr(cfg, "patch"):
         inputs = {"pixel_values": torch.randn(batch, cfg.channels, cfg.image, cfg.image)}
-    ids = torch.randint(0, cfg.vocab, (batch, length))
-    inputs = inputs if hasattr(cfg, "patch") else {"input_ids": ids} | ({"decoder_input_ids": ids} if hasattr(model, "encode") else {})
-    if cfg.output == "lm":
-        inputs["labels"] = ids.flatten()
-    first = lambda name, v: v if name == "pixel_values" else v[: batch * 8] if name == "labels" else v[:, :8]
+        short = inputs
+    else:
+        ids = torch.randint(0, cfg.vocab, (batch, length))
+        inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if hasattr(model, "encode") else {})
+        short = {k: v[:, :8] for k, v in inputs.items()}
+        if cfg.output == "lm":
+            inputs, short = (some | {"labels": some["input_ids"].flatten()} for some in (inputs, short))
 
-    def once():
+    def once(inputs):
         out = model(**inputs)
         (out["loss"] if "loss" in out else out["hidden"].sum()).backward()
         model.zero_grad()
 
-    inputs, whole = {k: first(k, v) for k, v in inputs.items()}, inputs
-    once()  # libraries are loaded
-    inputs, before, best = whole, _kib("VmRSS"), math.inf
+    once(short)  # libraries are loaded
+    before, best = _kib("VmRSS"), math.inf
     if before is not None:
         with open("/proc/self/clear_refs", "w") as f:
             f.write("5")  # the peak begins here
     for i in range(3):
         start = time.perf_counter()
-        once()
+        once(inputs)
         best = min(best, time.perf_counter() - start)
         if i == 0 and before is not None:
             mib = (_kib("VmHWM") - before) / 1024

@@ -46,8 +46,7 @@ class Softmax(nn.Module):
             gqa = q_BHTC.shape[1] != k_BGSC.shape[1]
             return _flex()(q_BHTC, k_BGSC, v_BGSC, block_mask=see.blocks(q_BHTC.shape[1]), scale=self.scale, enable_gqa=gqa)
         plan = None if looked_into else blocks.plan(see, q_BHTC.shape[1], biased or explicit or p > 0)
-        narrow = q_BHTC.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(q_BHTC.device.type)
-        if plan is not None and not (biased or explicit or p or narrow):
+        if plan is not None and not (biased or explicit or p or blocks.narrow(q_BHTC)):
             return blocks.exact(plan, q_BHTC, k_BGSC, v_BGSC, self.scale)
         if plan is not None:
             dense = lambda q, k, v, see: self.dense(q, k, v, see, position, shared, explicit, p)

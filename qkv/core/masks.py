@@ -59,6 +59,13 @@ class Blocks:
 FAR = 2**40  # over any position, and the difference of two such is still a number
 
 
+def whole(**values):
+    """Raises unless every value is a whole number of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
 class Pattern:
     """A frozen value; `allows` broadcasts queries (B, T, 1) against keys (B, 1, S) and answers in booleans.
 
@@ -126,8 +133,7 @@ class Sliding(Pattern):
     relative = True
 
     def __post_init__(self):
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window must be a whole number of at least 1, not {self.window!r}")
+        whole(window=self.window)
 
     def allows(self, q, k):
         return (k.position <= q.position) & (q.position - k.position < self.window)

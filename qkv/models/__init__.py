@@ -63,6 +63,11 @@ def replace(cfg, **fields):
     return dataclasses.replace(cfg, **fields)
 
 
+def reads_text(cfg):
+    """Is it a model of texts (and not of images or sound, or of both)?"""
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder))
+
+
 def create(name, **fields):
     """A model with random weights.
 

@@ -43,7 +43,7 @@ class Images(Classification):
         x = torch.stack([i["pixels"] for i in items])
         if rng is not None and self.shift:
             S, far = x.shape[-1], self.shift
-            x = torch.nn.functional.pad(x, (far, far, far, far), mode="replicate" if x.is_floating_point() else "constant")
+            x = torch.nn.functional.pad(x, (far, far, far, far))
             at = rng.integers(0, 2 * far + 1, (len(x), 2))
             x = torch.stack([image[:, i : i + S, j : j + S] for image, (i, j) in zip(x, at.tolist())])
         if rng is not None and self.flip:

@@ -55,7 +55,7 @@ def assemble(r, weights=None, before=None):
     device = torch.device(choose_device(t.device))
     fields = {k: v for k, v in r.model.items() if k != "preset"}
     cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
-    reads_text = type(cfg).__name__ in ("Decoder", "Encoder", "EncoderDecoder")
+    reads_text = models.reads_text(cfg)
     if not reads_text and not t.task:
         can = [n for n, k in objectives.TASKS.items() if type(cfg).__name__ in k.outputs]
         raise recipe.RecipeError(
@@ -77,8 +77,9 @@ def assemble(r, weights=None, before=None):
         tokenizer, model = tokenizer_of(begun), models.load(begun)
         check_vocabulary(tokenizer, model.config, begun)
         if weights is None:
-            if type(getattr(model, "encoder", model).config if hasattr(getattr(model, "encoder", None), "config") else None) is type(cfg):
-                model = model.encoder  # of an autoencoder
+            inner = getattr(model, "encoder", None)
+            if type(getattr(inner, "config", None)) is type(cfg):
+                model = inner  # of an autoencoder
             if type(cfg) is not type(model.config):
                 raise recipe.RecipeError(
                     f"train.init={t.init} is of the topology {type(model.config).__name__}; the preset {r.model['preset']} is of {type(cfg).__name__}"

@@ -71,8 +71,7 @@ class BigBird(nn.Module):
                 for row, seen, on in zip(rows.tolist(), (inner_blocks + b * N).tolist(), there.tolist()):
                     seen = [n for n, used in zip(seen, on) if used]
                     steps.append((row + b * N, blocks.runs(seen), lambda seen=seen: hidden[seen].flatten()))
-        narrow = q.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(q.device.type)
-        if p or narrow:
+        if p or blocks.narrow(q):
             out = torch.stack([blocks.gathered(q, k, v, row, seen, mask(), p) for row, seen, mask in sorted(steps, key=lambda s: s[0])])
         else:
             out = blocks.Gathered.apply(q, k, v, steps, q.shape[-1] ** -0.5)

@@ -220,6 +220,11 @@ def runs(numbers):
     return out
 
 
+def narrow(x):
+    """Is it computed with in half precision, in which sums of a whole row are not exact enough?"""
+    return x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled(x.device.type)
+
+
 def gathered(q, k, v, row, seen, mask, p):
     """One step of `Gathered`, with dropout: (P, H, C)."""
     keys, values = (taken(x, seen) for x in (k, v))

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..masks import Pattern
-
-
-def whole(**values):
-    """Raises unless every value is a whole number of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+from ..masks import Pattern, whole
 
 
 def overlap(q, k, of):
