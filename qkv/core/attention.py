@@ -58,10 +58,15 @@ class Attention(nn.Module):
     def bare(self):
         """Does nothing stand between the projections of keys and values and the kernel, and does nobody look at them?"""
         hooked = any(type(p) is not nn.Linear or p._forward_hooks or p._forward_pre_hooks for p in (self.k, self.v))
-        return not hooked and isinstance(self.k_norm, nn.Identity) and type(self.position).rotate is Position.rotate
+        scheme = type(self.position)
+        moves = scheme.rotate is not Position.rotate or scheme.inputs is not Position.inputs
+        return not hooked and isinstance(self.k_norm, nn.Identity) and not moves
 
-    def project(self, x_BTD):
+    def project(self, x_BTD, tokens):
         """q, k and v of x. In training as one product, which reads x once; the parameters keep their names."""
+        turned = self.position.inputs(x_BTD, tokens)
+        if turned is not x_BTD:
+            return self.q(turned), self.k(turned), self.v(x_BTD)
         parts = (self.q, self.k, self.v)
         biases = [p.bias for p in parts]
         plain = all(type(p) is nn.Linear and not p._forward_hooks and not p._forward_pre_hooks for p in parts)
@@ -81,7 +86,7 @@ class Attention(nn.Module):
             q = self.q_norm(self.split(self.q(x_BTD)))
             out = self.kernel.early(q, x_BTD, self.k, self.v, ctx.see(self.pattern))
         else:
-            q, k, v = self.project(x_BTD)
+            q, k, v = self.project(x_BTD, ctx.queries)
             q = self.position.query(self.position.rotate(self.q_norm(self.split(q)), ctx.queries))
             k = self.position.rotate(self.k_norm(self.split(k)), ctx.queries)
             v = self.split(v)

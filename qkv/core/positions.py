@@ -20,6 +20,10 @@ class Position(nn.Module):
         """(B|1, T) numbers -> (B|1, T, D) added to the embedding."""
         raise NotImplementedError(f"{type(self).__name__} is not added to the embedding")
 
+    def inputs(self, x_BTD, tokens):
+        """What queries and keys are projected from."""
+        return x_BTD
+
     def rotate(self, x_BHTC, tokens):
         return x_BHTC
 
@@ -179,6 +183,23 @@ class RoPE(Position):
         return out if rest is None else torch.cat([out, rest], -1)
 
 
+class RoPEBefore(RoPE):
+    """Rotary positions of the vectors that queries and keys are projected from, head_dim channels at a time, instead of queries and keys
+    (the wav2vec 2.0 Conformer as published). Its frequencies are saved with the model, in float32."""
+
+    rotate = Position.rotate
+
+    def __init__(self, head_dim, base=10000.0):
+        super().__init__(head_dim, base)
+        self.register_buffer("waves", super().frequencies(torch.float32, None))
+
+    def frequencies(self, dtype, device):
+        return self.waves.to(dtype)
+
+    def inputs(self, x_BTD, tokens):
+        return RoPE.rotate(self, x_BTD.unflatten(-1, (-1, self.dim)).transpose(1, 2), tokens).transpose(1, 2).flatten(2)
+
+
 class RoPE2D(RoPE):
     """Rotary positions of a grid of `width` columns, read row by row: half of the waves turn by the row, half by the column (Heo et al.,
     2024, axial). skip: tokens before the grid, which do not turn (a class token)."""
@@ -334,6 +355,7 @@ POSITIONS = {
     "sinusoid": Sinusoid,
     "sinusoid2d": Sinusoid2D,
     "rope": RoPE,
+    "rope_before": RoPEBefore,
     "rope2d": RoPE2D,
     "alibi": ALiBi,
     "t5": T5Bias,

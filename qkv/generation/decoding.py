@@ -21,11 +21,13 @@ def begin(model, prompts, prefixes=None):
         if start is None and prefixes is None:
             raise ValueError("the model's config names no start token (start) to begin writing with")
         written = prefixes or [[start]] * len(prompts)
-    if not all([*prompts, *written]):
+    heard = not isinstance(prompts[0], list)  # frames of sound, which are not tokens
+    texts = written if heard else [*written, *prompts]
+    if not all(texts):
         raise ValueError("the prompt is empty: it needs at least one token")
     embed = getattr(model, "decoder_embed", None) or getattr(model, "embed", None)
     most = embed.position.length if embed is not None and embed.position is not None else None
-    longest = max(map(len, [*written, *prompts]))
+    longest = max(map(len, texts))
     if most is not None and longest > most:
         raise ValueError(f"the prompt has {longest} tokens and the model's context is {most}; shorten it by {longest - most}")
     return written, most
@@ -62,7 +64,7 @@ def writing(model):
 class Decoding:
     """A batch of texts being written. `logits` (B, V) are the scores of the next tokens; `push` appends the chosen ones.
 
-    prompts: lists of ids of any lengths; for an encoder-decoder they are the sources, and prefixes (if any) what is written already.
+    prompts: lists of ids of any lengths; for an encoder-decoder they are the sources (lists of ids, or tensors of frames), and prefixes (if any) what is written already.
     cached=False reads everything again at every token (the plain way, for comparison).
     Raises ValueError for an empty prompt or one longer than the model's positions.
     """
@@ -79,9 +81,9 @@ class Decoding:
         self.cache = Cache(self.ids.shape[1] + room, rolling=True) if cached else None
         self.extra = {}
         if self.pair:
-            source, there = (x.to(device) for x in padded(prompts, pad))
-            hidden, _ = model.encode(source, there)
-            self.extra = {"encoder_hidden": hidden, "attention_mask": there}
+            source, there = padded(prompts, pad) if isinstance(prompts[0], list) else (torch.stack(list(prompts)), None)
+            hidden, _ = model.encode(source.to(device), there if there is None else there.to(device))
+            self.extra = {"encoder_hidden": hidden} | ({} if there is None else {"attention_mask": there.to(device)})
         self.logits = self._read(self.ids, self.number)
 
     @property

@@ -8,7 +8,7 @@ import torch
 from ..checkpoints import files
 from ..core import Learned
 from ..words import nearest
-from . import bart, bert, bert_variants, bigbird, clip, conformer, efficient, gpt2, gpts, layer, llama, switch, t5, transformer, vit
+from . import bart, bert, bert_variants, bigbird, clip, conformer, efficient, gpt2, gpts, layer, llama, switch, t5, transformer, vit, wav2vec2, whisper
 from .conformer import Conformer
 from .decoder import Decoder, DecoderModel
 from .encoder import Encoder, EncoderModel
@@ -16,16 +16,17 @@ from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
 from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
 from .shape import Output
+from .speech import SpeechEncoderDecoder
 from .two_towers import TwoTowers
 
 FAMILIES = {
     f.name: f
-    for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, bigbird, conformer, efficient, layer, vit, clip, transformer)
+    for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, bigbird, conformer, efficient, layer, vit, clip, transformer, wav2vec2, whisper)
     for f in module.FAMILIES
 }
 OWN = transformer.OWN | gpts.OWN  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
-TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder, Conformer, ImageEncoder, MaskedAutoencoder, TwoTowers, Layer)}
+TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder, SpeechEncoderDecoder, Conformer, ImageEncoder, MaskedAutoencoder, TwoTowers, Layer)}
 
 
 def presets():

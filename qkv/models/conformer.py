@@ -1,5 +1,6 @@
 """Conformer (Gulati et al., 2020): attention and convolution between two half steps of feed-forward layers, on vectors of sound."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -8,21 +9,27 @@ from torch import nn
 from ..checkpoints.config import Key
 from ..checkpoints.table import Op, stacked
 from ..core import CONVOLUTIONS, FEED_FORWARDS, KERNELS, Attention, Block, Context, Documents, Residual, Stack, build, read_pattern, tokens
+from ..core.layers import Dropout
 from ..core.slots import parse
 from .family import Family
+from .fronts import FRONTS
 from .shape import Output, Shape, initialise, make_norm, make_position, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conformer(Shape):
-    """features: width of the input, projected to dim; None: it is dim. conv: the slot of the convolution; conv_first: does it stand
-    before attention? output: hidden."""
+    """features: width of a frame of the input (mel bands; 1 for samples). front: from frames to vectors of dim, see FRONTS. conv: the slot of the convolution; conv_first: does it
+    stand before attention? front_eps: of the norms before and after the blocks, where it is not norm_eps. output: hidden, or ctc: scores of the
+    vocabulary and a blank, which is the padding id, for every vector (Graves et al., 2006). With a vocabulary, length is the longest sound, in frames."""
 
     vocab: int = 1
     length: int = 1
     ffn: str = "plain(silu)"
     position: str = "none"
     features: int | None = None
+    front: str = "none"
+    front_eps: float | None = None
+    final_norm: bool = False
     conv: str = "convolution"
     conv_first: bool = False
     output: str = "hidden"
@@ -35,14 +42,20 @@ class ConformerModel(Stack):
     """Blocks of ffn / 2, attention, convolution, ffn / 2 and a norm (figure 1)."""
 
     def __init__(self, cfg):
-        one_of("output", cfg.output, ("hidden",))
+        one_of("output", cfg.output, ("hidden", "ctc"))
+        if cfg.output == "ctc" and cfg.pad is None:
+            raise ValueError("output=ctc needs pad, the id that stands for the blank")
         position = make_position(cfg, heads=cfg.heads, causal=False)
         if position.site == "embedding":
             raise ValueError(f"position={cfg.position} is added to an embedding; a conformer takes none, rope, shaw, xl, alibi or t5")
         own = position if position.site == "layer" else None
-        super().__init__([self.block(cfg, i, own) for i in range(cfg.layers)], position=None if own else position)
+        outer = dataclasses.replace(cfg, norm_eps=cfg.front_eps or cfg.norm_eps)
+        norm = make_norm(outer) if cfg.final_norm else None
+        super().__init__([self.block(cfg, i, own) for i in range(cfg.layers)], norm, None if own else position)
         self.config = cfg
-        self.project = nn.Linear(cfg.features, cfg.dim) if cfg.features else None
+        self.front = build("front", cfg.front, FRONTS, features=cfg.features or cfg.dim, dim=cfg.dim, eps=outer.norm_eps)
+        self.drop = Dropout(cfg.dropout)
+        self.head = nn.Linear(cfg.dim, cfg.vocab) if cfg.output == "ctc" else None
 
     def block(self, cfg, i, position):
         if position is not None and any(True for _ in position.parameters()):
@@ -63,16 +76,28 @@ class ConformerModel(Stack):
         )
 
     def forward(self, input_features, attention_mask=None, *, lengths=None):
-        """input_features (B, T, features); attention_mask (B, T), 0 is padding, or lengths (B,) -> hidden (B, T, D)."""
-        width = self.config.features or self.config.dim
-        if input_features.dim() != 3 or input_features.shape[-1] != width:
-            raise ValueError(f"input_features have the shape {tuple(input_features.shape)}; they must be (batch, frames, {width})")
-        T = input_features.shape[1]
+        """input_features (B, F, features), or samples (B, S) for a front that reads them; attention_mask (B, F), 0 is padding, or lengths
+        (B,) of it -> hidden (B, T, D), with a head before the last norm, lengths (B,) of it where there is padding, logits (B, T, V) with output=ctc."""
+        width, samples = self.config.features or self.config.dim, self.front.samples
+        if input_features.dim() != (2 if samples else 3) or (not samples and input_features.shape[-1] != width):
+            wanted = "(batch, samples)" if samples else f"(batch, frames, {width})"
+            raise ValueError(f"input_features have the shape {tuple(input_features.shape)}; they must be {wanted}")
+        if lengths is None and attention_mask is not None:
+            lengths = attention_mask.sum(-1)
+        if lengths is not None and bool((lengths == input_features.shape[1]).all()):
+            lengths = None
+        if self.front.length(input_features.shape[1]) < 1:
+            raise ValueError(f"a sound of {input_features.shape[1]} {'samples' if samples else 'frames'} is too short for the front {self.config.front}")
+        x = self.drop(self.front(input_features, lengths))
+        T, valid, out = x.shape[1], None, Output()
         if lengths is not None:
-            attention_mask = torch.arange(T, device=lengths.device)[None] < lengths[:, None]
-        valid = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        x = input_features if self.project is None else self.project(input_features)
-        return Output(hidden=self.run(x, Context(tokens(T, valid=valid, device=x.device))))
+            out["lengths"] = self.front.length(lengths)
+            valid = torch.arange(T, device=x.device)[None] < out["lengths"][:, None]
+        raw = self.through(x, Context(tokens(T, valid=valid, device=x.device)))
+        out["hidden"] = hidden = self.norm(raw)
+        if self.head is not None:
+            out |= {"logits": self.head(hidden), "hidden": raw}
+        return out
 
 
 flipped = Op(lambda ts: [t.flip(0) for t in ts], lambda ts: [t.flip(0) for t in ts])  # query minus key there, key minus query here

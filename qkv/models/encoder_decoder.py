@@ -55,15 +55,15 @@ class EncoderDecoderModel(nn.Module):
             ),
         )
         for name, layers, n_heads, hidden, pattern, second in sides:
-            position = make_position(cfg, heads=n_heads, causal=second)
+            position = make_position(cfg, heads=n_heads, causal=True) if second else self.encoder_position(cfg)
             blocks = make_blocks(cfg, layers=layers, pattern=pattern, heads=n_heads, hidden=hidden, cross=second, position=position,
                                  ffn=cfg.decoder_ffn if second else None)  # fmt: skip
             shared = position if position.site == "stack" else None
             self.add_module(name, Stack(blocks, make_norm(cfg) if cfg.final_norm else None, shared))
             if cfg.embedded:
                 vocab = cfg.target_vocab if second else None
-                self.add_module(f"{name}_embed", make_embedding(cfg, position, vocab))
-        if cfg.embedded and cfg.target_vocab is None:
+                self.add_module(f"{name}_embed", make_embedding(cfg, position, vocab) if second else self.reader(cfg, position))
+        if cfg.embedded and cfg.target_vocab is None and hasattr(self.encoder_embed, "token"):
             self.decoder_embed.token.weight = self.encoder_embed.token.weight
         self.head = None
         if cfg.output in ("sequence", "span") and (cfg.start is None or (cfg.eos is None and cfg.output == "sequence")):
@@ -79,6 +79,13 @@ class EncoderDecoderModel(nn.Module):
             self.head = heads.LanguageHead(cfg.dim, cfg.target_vocab or cfg.vocab, tied, cfg.lm_bias == "trained", cfg.dim**-0.5 if cfg.lm_scaled else 1.0,
                                            steady=cfg.lm_bias == "steady")  # fmt: skip
 
+    def encoder_position(self, cfg):
+        return make_position(cfg, heads=cfg.heads, causal=False)
+
+    def reader(self, cfg, position):
+        """What makes vectors of the text to read."""
+        return make_embedding(cfg, position)
+
     def encode(self, input_ids=None, attention_mask=None, inputs_embeds=None, losses=None):
         """(B, S) -> hidden (B, S, D) and its Tokens. losses: a list that takes the auxiliary losses of parts."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -93,8 +100,8 @@ class EncoderDecoderModel(nn.Module):
 
     def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None, *, inputs_embeds=None,
                 decoder_inputs_embeds=None, decoder_position_ids=None, encoder_hidden=None, cache=None, use_cache=False, at=None,
-                labels=None, smoothing=0.0):  # fmt: skip
-        """input_ids (B, S) or inputs_embeds (B, S, D), or encoder_hidden (B, S, D) as returned before; decoder_input_ids (B, T) or
+                labels=None, smoothing=0.0, input_features=None):  # fmt: skip
+        """input_ids (B, S) or input_features (B, M, F) of a model that hears, or inputs_embeds (B, S, D), or encoder_hidden (B, S, D) as returned before; decoder_input_ids (B, T) or
         decoder_inputs_embeds; masks of the same shapes, 0 is padding (the decoder's covers the cached past too); decoder_position_ids (B, T); with a cache the
         encoder runs at the first call only; at: flat indices into (B * T), the only places whose logits are wanted;
         labels (B * T,): their loss is returned in place of the logits (see models.loss).
@@ -113,7 +120,7 @@ class EncoderDecoderModel(nn.Module):
 
         def make():
             if encoder_hidden is None:
-                return self.encode(input_ids, attention_mask, inputs_embeds, losses)
+                return self.encode(input_ids if input_features is None else input_features, attention_mask, inputs_embeds, losses)
             valid = None if attention_mask is None else attention_mask.bool()
             return encoder_hidden, tokens(encoder_hidden.shape[1], valid=valid, device=encoder_hidden.device)
 
