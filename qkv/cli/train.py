@@ -49,11 +49,16 @@ def defaults(preset, task=False, data=False):
     """What a preset is trained on when nothing is said. task: labelled examples are given; data: something to train on is."""
     from .. import models
 
-    images = {"ImageEncoder": "images", "MaskedAutoencoder": "reconstruct"}.get(type(models.preset(preset)).__name__)
-    if images:
-        small = {"image": 16, "patch": 4, "channels": 1} if not data else {}
-        train = {"task": images, "seconds": 60.0, "batch": 64, "lr": 1e-3, "weight_decay": 0.05}
-        return {"model": {"preset": preset} | small, "data": {"source": "digits"}, "train": train}
+    kind = type(models.preset(preset)).__name__
+    heard, images = ("SpeechEncoderDecoder", "Conformer"), {"ImageEncoder": "images", "MaskedAutoencoder": "reconstruct", "TwoTowers": "match"}
+    if kind in images:
+        small = {"image": 16, "patch": 4, "channels": 1} if not data and kind != "TwoTowers" else {}
+        train = {"task": images[kind], "seconds": 60.0, "batch": 64, "lr": 1e-3, "weight_decay": 0.05}
+        words = {"tokenizer": "wordpiece", "vocab": 1024} if kind == "TwoTowers" else {}
+        return {"model": {"preset": preset} | small, "data": {"source": "digits"} | words, "train": train}
+    if kind in heard:
+        train = {"task": "transcribe", "seconds": 60.0, "batch": 32, "lr": 1e-3, "weight_decay": 0.05, "eval_every": 100}
+        return {"model": {"preset": preset}, "data": {"source": "dial", "tokenizer": "char"}, "train": train}
     if task:
         kind = type(models.preset(preset)).__name__
         data = {"tokenizer": "wordpiece"} if kind == "Encoder" else {}
@@ -137,8 +142,6 @@ def _flags(words):
 
 def prepare(what, words):
     """(recipe, name, run folder to go on with or None) of the words of a command. Raises ValueError for what cannot be."""
-    import dataclasses
-
     from .. import models
     from ..training import folder, loop, recipe
 
@@ -153,7 +156,7 @@ def prepare(what, words):
         task = any(w.startswith(("task=", "train.task=")) and w.partition("=")[2] not in ("", "none") for w in words)
         raw, name = defaults(what, task, any(w.startswith(("data=", "data.source=")) for w in words)), what
     preset = next((w.partition("=")[2] for w in words if w.startswith(("preset=", "model.preset="))), raw["model"].get("preset"))
-    fields = {f.name for f in dataclasses.fields(models.preset(preset))} if isinstance(preset, str) and words else set()
+    fields = models.fields(models.preset(preset)) if isinstance(preset, str) and words else set()
     over = recipe.parse_overrides(words, fields)
     if {"steps", "epochs", "seconds"} & set(over["train"]):  # a new end replaces the old one
         for key in ("steps", "epochs", "seconds"):

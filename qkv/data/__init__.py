@@ -21,7 +21,8 @@ class Data:
     tokenizer: bpe, wordpiece, unigram, char, or a file or folder. vocab: size of a trained one. length: tokens a row.
     across: let attention run over document ends. errors: strict or replace, for bytes that are not UTF-8. count: pairs of a task.
     text, pair, label, choices, task: columns of labelled examples, by name or number from 1 on (choices: one of lists, or several by
-    commas; task: what a row's task is called)."""
+    commas; task: what a row's task is called). Of a table of files (images, sounds) text is the column of files and pair that of their texts;
+    files: the folder or archive that holds them, by default the table's own; without: rows whose text holds this are left out."""
 
     source: str = "pydoc"
     target: str | None = None
@@ -42,6 +43,8 @@ class Data:
     label: str | int | None = None
     choices: str | None = None
     task: str | None = None
+    files: str | None = None
+    without: str | None = None
 
     def __post_init__(self):
         if not 0 < self.holdout < 1:

@@ -28,8 +28,8 @@ class Batch:
         """Every world-th row, from `rank` on. A rank without a row gets one that counts nothing."""
         if self.whole:
             return self
-        shape = self.inputs.get("decoder_input_ids", self.inputs["input_ids"]).shape
-        B, T = shape[0], shape[-1]
+        given = next(self.inputs[k] for k in ("decoder_input_ids", "input_ids", *self.inputs) if k in self.inputs)
+        B, T = given.shape[0], given.shape[-1]
         mine = torch.arange(B)[rank::world]
         rows = mine if len(mine) else torch.zeros(1, dtype=torch.long)
         inputs = {k: v[rows] if v.shape[0] == B else v for k, v in self.inputs.items() if k != "at"}

@@ -3,12 +3,11 @@
 import gzip
 import io
 import struct
-import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from . import media
 from .examples import Example
 from .text import DataError
 
@@ -16,24 +15,24 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 PIXELS = 50_000_000  # of one image, at most
 
 
-def read(source):
+def read(source, cfg=None):
     """[Example(text: pixels, or what `pixels` decodes; label: its class or None; where)] of a source. Raises DataError."""
     path = Path(str(source)).expanduser()
     if source == "digits":
         return digits()
     if not path.exists():
         raise DataError(f"data.source={source} is no file or folder here, and no data set of images (digits)")
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-        found = [Example(p, label=p.parent.name if p.parent != path else None, where=str(p)) for p in files]
-    elif zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
-        found = list(archive(path))
-    elif "idx3" in path.name or "idx1" in path.name:
+    folder = lambda name: name.parent.name or None
+    if "idx3" in path.name or "idx1" in path.name:
         found = idx(path)
     elif path.suffix.lower() in SUFFIXES:
         found = [Example(path, where=str(path))]
+    elif cfg is not None and media.is_table(path):
+        found = media.table(cfg, path, "train", SUFFIXES)
     else:
-        raise DataError(f"{path} is no image, folder, zip, tar or IDX file of images; images end in {', '.join(SUFFIXES)}")
+        found = media.labelled(path, SUFFIXES, folder)
+    if found is None:
+        raise DataError(f"{path} is no image, table, folder, zip, tar or IDX file of images; images end in {', '.join(SUFFIXES)}")
     if not found:
         raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)})")
     return found
@@ -46,18 +45,6 @@ def digits():
     x, y = load_digits(return_X_y=True)
     pixels = (x.reshape(-1, 8, 8, 1) * (255 / 16)).round().astype(np.uint8)
     return [Example(p, label=str(n), where=f"digits, row {i}") for i, (p, n) in enumerate(zip(pixels, y), 1)]
-
-
-def archive(path):
-    """The images of a zip or tar, in the order of their names; the folder that holds one is its class."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as z:
-            content = {n: z.read(n) for n in z.namelist() if Path(n).suffix.lower() in SUFFIXES}
-    else:
-        with tarfile.open(path) as t:
-            content = {m.name: t.extractfile(m).read() for m in t if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES}
-    for name in sorted(content):
-        yield Example(content[name], label=Path(name).parent.name or None, where=f"{path}: {name}")
 
 
 def idx(path):

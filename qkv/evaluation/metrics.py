@@ -82,3 +82,19 @@ def generated(truth, said):
         "chrf": sacrebleu.corpus_chrf(said, [truth]).score / 100,
         "exact": sum(a.strip() == b.strip() for a, b in zip(truth, said, strict=True)) / max(1, len(said)),
     }
+
+
+def edits(a, b):
+    """Insertions, deletions and substitutions that turn one sequence into another (Levenshtein, 1966)."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return row[-1]
+
+
+def transcripts(truth, said):
+    """{right: share of texts without an error, wer, cer: edits a word and a character of the truth}."""
+    rate = lambda cut: sum(edits(cut(a), cut(b)) for a, b in zip(truth, said, strict=True)) / max(1, sum(len(cut(a)) for a in truth))
+    return {"right": sum(a == b for a, b in zip(truth, said)) / max(1, len(said)), "wer": rate(str.split), "cer": rate(list)}

@@ -29,6 +29,9 @@ def judge(model, objective, items, tokenizer, device="cpu", autocast=contextlib.
         said = objective.joined(items, said)
     model.train(was)
     held = {"loss": total / count} if count else {}
+    if objective.kind == "match":  # found among all of them
+        found, said = objective.ranked(items, said)
+        return held | found, said
     if count == 0 or any(i["wanted"] is None for i in items):
         return held, said
     return held | scores(objective, items, said), said
@@ -66,6 +69,8 @@ def scores(objective, items, said):
         return metrics.entity_f1(wanted, said)
     if objective.kind == "text":
         return metrics.generated(wanted, said)
+    if objective.kind == "transcribe":
+        return metrics.transcripts(wanted, said)
     if objective.kind == "choice":
         return {"accuracy": sum(int(w) == s for w, s in zip(wanted, said)) / len(said)}
     number = {n: i for i, n in enumerate(objective.config.label_names)}

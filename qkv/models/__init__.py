@@ -24,7 +24,7 @@ FAMILIES = {
     for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, bigbird, conformer, efficient, layer, vit, clip, transformer, wav2vec2, whisper)
     for f in module.FAMILIES
 }
-OWN = transformer.OWN | gpts.OWN  # presets that no published layout describes
+OWN = transformer.OWN | gpts.OWN | conformer.OWN  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
 TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder, SpeechEncoderDecoder, Conformer, ImageEncoder, MaskedAutoencoder, TwoTowers, Layer)}
 
@@ -55,18 +55,40 @@ def preset(name, **fields):
     return replace(cfg, **fields)
 
 
-def replace(cfg, **fields):
-    """A config with fields replaced; raises ValueError naming an unknown field or an impossible value."""
-    names = {f.name for f in dataclasses.fields(cfg)}
-    for key in fields:
-        if key not in names:
-            raise ValueError(f"{type(cfg).__name__} has no field '{key}'.{nearest(key, names)} Its fields: {', '.join(sorted(names))}")
-    return dataclasses.replace(cfg, **fields)
+def fields(cfg):
+    """Names of the fields of a config, with those of the configs in it as `picture.patch`."""
+    out = set()
+    for f in dataclasses.fields(cfg):
+        out.add(f.name)
+        if dataclasses.is_dataclass(inner := getattr(cfg, f.name)):
+            out |= {f"{f.name}.{n}" for n in fields(inner)}
+    return out
+
+
+def replace(cfg, **given):
+    """A config with fields replaced, those of a config in it as `picture.patch`, or by its plain name where it is that of the words;
+    raises ValueError naming an unknown field or an impossible value."""
+    names, inner = {f.name for f in dataclasses.fields(cfg)}, {}
+    words = getattr(cfg, "inner", None)
+    for key in list(given):
+        outer, dot, rest = key.partition(".")
+        if not dot and key not in names and words:
+            outer, dot, rest = words, ".", key
+        if dot and outer in names and dataclasses.is_dataclass(getattr(cfg, outer)):
+            inner.setdefault(outer, {})[rest] = given.pop(key)
+        elif key not in names:
+            raise ValueError(f"{type(cfg).__name__} has no field '{key}'.{nearest(key, fields(cfg))} Its fields: {', '.join(sorted(names))}")
+    return dataclasses.replace(cfg, **given, **{name: replace(getattr(cfg, name), **part) for name, part in inner.items()})
 
 
 def reads_text(cfg):
-    """Is it a model of texts (and not of images or sound, or of both)?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder))
+    """Is it a model of texts alone (and not of images or sound)?"""
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder)) and not isinstance(cfg, SpeechEncoderDecoder)
+
+
+def has_words(cfg):
+    """Does it read or write tokens of a vocabulary?"""
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers)) or (isinstance(cfg, Conformer) and cfg.output == "ctc")
 
 
 def create(name, **fields):

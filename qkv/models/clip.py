@@ -68,13 +68,16 @@ def _before(raw, cls):
     part = lambda name, keys, given: keys_of.read({k: v for k, v in (given | (raw.pop(name, None) or {})).items() if k not in ("model_type", "dtype", "transformers_version")},
                                                   keys, neutral=NEUTRAL, where=name)  # fmt: skip
     raw["_picture"] = ImageEncoder(**part("vision_config", PICTURE, {}) | SEES)
+    raw["_end"] = "highest" if (raw.get("text_config") or {}).get("eos_token_id") == 2 else "eos"
     raw["_text"] = Decoder(**part("text_config", TEXT, TEXT_IDS) | READS | {"output": "hidden"})
     return raw
 
 
 def _after(raw, cfg):
     part = lambda value, keys: {k.theirs: k.save(getattr(value, k.ours)) for k in keys}
-    seen, read = raw.pop("_picture"), raw.pop("_text")
+    seen, read, end = raw.pop("_picture"), raw.pop("_text"), raw.pop("_end")
+    if (end == "highest") != (read.eos == 2):
+        raise ValueError("to this layout eos_token_id=2 means the highest id")
     return raw | {
         "vision_config": part(seen, PICTURE) | {"model_type": "clip_vision_model", "projection_dim": cfg.width},
         "text_config": part(read, TEXT) | {"model_type": "clip_text_model", "projection_dim": cfg.width},
@@ -85,7 +88,7 @@ def sizes(dim, hidden, layers, heads, patch, text=512, width=512, image=224):
     seen = ImageEncoder(dim=dim, hidden=hidden, layers=layers, heads=heads, patch=patch, image=image, ffn="plain(quick_gelu)", **SEES)
     read = Decoder(vocab=49408, length=77, dim=text, hidden=4 * text, layers=12, heads=text // 64, ffn="plain(quick_gelu)", pad=1, bos=49406, eos=49407,
                    output="hidden", **READS)  # fmt: skip
-    return dict(picture=seen, text=read, width=width)
+    return dict(picture=seen, words=read, width=width)
 
 
 CLIP = Family(
@@ -93,7 +96,8 @@ CLIP = Family(
     config=TwoTowers,
     keys=(
         Key("_picture", "picture", None),
-        Key("_text", "text", None),
+        Key("_text", "words", None),
+        Key("_end", "end", "eos"),
         Key("projection_dim", "width", 512),
         Key("logit_scale_init_value", "scale", 2.6592),
     ),
@@ -103,15 +107,20 @@ CLIP = Family(
     classes={"CLIPModel": dict(output="similarity")},
     table=(
         *picture("picture."),
-        ("text_model.embeddings.token_embedding.weight", "text.embed.token.weight"),
-        ("text_model.embeddings.position_embedding.weight", "text.embed.position.weight"),
-        *layers("text_model.encoder.layers.", "text.blocks.", "{j}"),
-        *((f"text_model.final_layer_norm.{leaf}", f"text.norm.{leaf}") for leaf in LEAVES),
+        ("text_model.embeddings.token_embedding.weight", "words.embed.token.weight"),
+        ("text_model.embeddings.position_embedding.weight", "words.embed.position.weight"),
+        *layers("text_model.encoder.layers.", "words.blocks.", "{j}"),
+        *((f"text_model.final_layer_norm.{leaf}", f"words.norm.{leaf}") for leaf in LEAVES),
         ("text_projection.weight", "project.weight"),
         ("logit_scale", "scale"),
     ),
     buffers=(r"embeddings\.position_ids$",),
     presets={
+        "clip-nano": dict(
+            picture=ImageEncoder(dim=128, hidden=256, layers=4, heads=4, patch=6, image=36, dropout=0.1, ffn="plain(quick_gelu)", **SEES),
+            words=Decoder(vocab=1024, length=24, dim=128, hidden=256, layers=3, heads=4, pad=1, bos=1022, eos=1023, dropout=0.1, output="hidden", ffn="plain(quick_gelu)", **READS),
+            width=128,
+        ),
         "clip-vit-base-32": sizes(768, 3072, 12, 12, 32),
         "clip-vit-base-16": sizes(768, 3072, 12, 12, 16),
         "clip-vit-large-14": sizes(1024, 4096, 24, 16, 14, text=768, width=768),

@@ -214,4 +214,12 @@ TORCHAUDIO = Family(
         *((f"conformer_layers.{{i}}.final_layer_norm.{leaf}", f"blocks.{{i}}.last.post.{leaf}") for leaf in NORM),
     ),
 )
+HEARS = dict(features=80, front="subsampled(times=2)", position="xl(layout=interleaved)", conv="convolution(kernel=31)", output="ctc", pad=0, dropout=0.1)
+OWN = {
+    "conformer-nano": Conformer(**HEARS | dict(features=40, front="subsampled(times=1)", conv="convolution(kernel=15)"), vocab=64, length=128, dim=96, layers=4,
+                                heads=4, hidden=192),
+    "conformer-small": Conformer(**HEARS, vocab=1024, length=1600, dim=144, layers=16, heads=4),
+    "conformer-medium": Conformer(**HEARS, vocab=1024, length=1600, dim=256, layers=16, heads=4),
+    "conformer-large": Conformer(**HEARS, vocab=1024, length=1600, dim=512, layers=17, heads=8),
+}  # fmt: skip
 FAMILIES = (LUCIDRAINS, TORCHAUDIO)

@@ -16,30 +16,35 @@ from .shape import Output, initialise, one_of
 
 @dataclass(frozen=True, kw_only=True)
 class TwoTowers:
-    """picture, text: the towers, as values of their own. width: of the common vectors. scale: logarithm of what similarities are
-    multiplied by at first; it is trained. output: similarity. The text's vector is that of its eos token."""
+    """picture, words: the towers, as values of their own. width: of the common vectors. scale: logarithm of what similarities are
+    multiplied by at first; it is trained. end: which token's vector is the text's, its eos, or that of the highest id (the first published files). output: similarity. A field that is not
+    here is that of the words."""
+
+    inner = "words"
 
     picture: ImageEncoder
-    text: Decoder
+    words: Decoder
     width: int = 512
     scale: float = 2.6592
+    end: str = "eos"
     output: str = "similarity"
 
     def __post_init__(self):
         for name, kind, fixed in (
             ("picture", ImageEncoder, {"projection": self.width, "output": "projection"}),
-            ("text", Decoder, {"output": "hidden"}),
+            ("words", Decoder, {"output": "hidden"}),
         ):
             value = getattr(self, name)
             fields = dict(value) if isinstance(value, dict) else {f: getattr(value, f) for f in value.__dataclass_fields__}
             object.__setattr__(self, name, kind(**fields | fixed))
-        if self.text.eos is None:
-            raise ValueError("text.eos is not set; a text's vector is that of its eos token")
+        if self.words.eos is None:
+            raise ValueError("words.eos is not set; a text's vector is that of its eos token")
         one_of("output", self.output, ("similarity",))
+        one_of("end", self.end, ("eos", "highest"))
 
     def __getattr__(self, name):
-        if name in ("vocab", "length", "dim", "heads", "kv_heads", "wide", "embed_dim"):  # what is said of a model of text
-            return getattr(self.text, name)
+        if name in ("vocab", "length", "dim", "heads", "kv_heads", "wide", "embed_dim", "pad", "bos", "eos", "types"):  # what is said of a model of text
+            return getattr(self.words, name)
         raise AttributeError(name)
 
     @property
@@ -48,18 +53,18 @@ class TwoTowers:
 
     @property
     def decoder_layers(self):
-        return self.text.layers
+        return self.words.layers
 
     def build(self):
-        return initialise(TwoTowersModel(self), self.text)
+        return initialise(TwoTowersModel(self), self.words)
 
 
 class TwoTowersModel(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.config = cfg
-        self.picture, self.text = ImageEncoderModel(cfg.picture), DecoderModel(cfg.text)
-        self.project = nn.Linear(cfg.text.dim, cfg.width, bias=False)
+        self.picture, self.words = ImageEncoderModel(cfg.picture), DecoderModel(cfg.words)
+        self.project = nn.Linear(cfg.words.dim, cfg.width, bias=False)
         self.scale = nn.Parameter(torch.tensor(cfg.scale))
 
     def see(self, pixel_values, **options):
@@ -69,9 +74,8 @@ class TwoTowersModel(nn.Module):
 
     def read(self, input_ids, attention_mask=None):
         """(N, W) of length 1."""
-        hidden, eos = self.text(input_ids=input_ids, attention_mask=attention_mask)["hidden"], self.config.text.eos
-        # older files say eos=2 and mean the highest id
-        place = input_ids.argmax(-1) if eos == 2 else (input_ids == eos).int().argmax(-1)
+        hidden, eos = self.words(input_ids=input_ids, attention_mask=attention_mask)["hidden"], self.config.words.eos
+        place = input_ids.argmax(-1) if self.config.end == "highest" else (input_ids == eos).int().argmax(-1)
         x = self.project(at_place(hidden, place))
         return x / x.norm(dim=-1, keepdim=True)
 

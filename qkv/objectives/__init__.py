@@ -5,13 +5,13 @@ import torch
 from ..core import read_pattern, tokens
 from ..core.slots import build, parse
 from ..words import nearest
-from . import images
+from . import images, speech
 from .base import Joint, Loss, Objective, joint
 from .language import Causal, Contrastive, Detection, Masked, Prefix, Sentences
 from .restore import Corrupt, Denoise, SequenceToSequence
 from .tasks import TASKS as ON_TEXT
 
-TASKS = ON_TEXT | {"images": images.Images, "reconstruct": images.Reconstruct}
+TASKS = ON_TEXT | {"images": images.Images, "reconstruct": images.Reconstruct, "match": images.Match, "transcribe": speech.Transcribe}
 OBJECTIVES = {
     "causal": Causal,
     "prefix": Prefix,

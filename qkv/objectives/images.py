@@ -3,47 +3,72 @@
 Dims: B images, C channels, S pixels of a side, N patches.
 """
 
+import dataclasses
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from ..data import images
-from ..data.batches import Batch
+from ..data import images, media
+from ..data.batches import Batch, padded
 from ..data.text import DataError
 from ..models.loss import IGNORE
 from .base import Loss
 from .tasks import Classification
 
 
+def _kornia(name, **options):
+    def make():
+        try:
+            from kornia.augmentation import auto
+        except ImportError:
+            raise ValueError("augment needs kornia: pip install 'qkv[images]'") from None
+        return getattr(auto, name)(**options)
+
+    return make
+
+
+AUGMENTS = {"none": lambda: None, "rand": _kornia("RandAugment", n=2, m=10), "trivial": _kornia("TrivialAugment")}
+
+
 class Images(Classification):
-    """The class of an image. shift: in training it is moved by up to so many pixels; flip: mirrored half of the time."""
+    """The class of an image. shift: in training it is moved by up to so many pixels; flip: mirrored half of the time; augment: none, or
+    rand or trivial (RandAugment, Cubuk et al., 2020; TrivialAugment, Müller and Hutter, 2021, as kornia does them)."""
 
     outputs = {"ImageEncoder": "sequence"}
 
-    def __init__(self, config, shift=0, flip=False):
-        if config.channels not in (1, 3):
-            raise ValueError(f"images are read as grey or colour, channels=1 or 3, not {config.channels}")
-        if not isinstance(shift, int) or not 0 <= shift < config.image:
-            raise ValueError(f"shift={shift}: must be a whole number of pixels from 0 to {config.image - 1}")
-        self.config, self.shift, self.flip = config, shift, flip
+    def __init__(self, config, shift=0, flip=False, augment="none"):
+        self.config, self.sees = config, getattr(config, "picture", config)
+        if self.sees.channels not in (1, 3):
+            raise ValueError(f"images are read as grey or colour, channels=1 or 3, not {self.sees.channels}")
+        if not isinstance(shift, int) or not 0 <= shift < self.sees.image:
+            raise ValueError(f"shift={shift}: must be a whole number of pixels from 0 to {self.sees.image - 1}")
+        if augment not in AUGMENTS:
+            raise ValueError(f"augment={augment!r} is not one of {', '.join(AUGMENTS)}")
+        self.shift, self.flip, self.augment = shift, flip, AUGMENTS[augment]()
         self.auxiliary, self.weigh, self.topology = 0.0, None, type(config).__name__
 
     @classmethod
     def read(cls, cfg, source, part):
         if source == "digits" and part == "test":
             raise DataError("data.source=digits has no test part; its held-out images are a share data.holdout")
-        return images.read(source)
+        return images.read(source, cfg)
+
+    def seen(self, example):
+        """(C, S, S) bytes."""
+        return torch.from_numpy(np.array(images.pixels(example, self.sees.image, self.sees.channels)))
 
     def encode(self, examples, training=False):
-        cfg = self.config
-        return [{"pixels": torch.from_numpy(np.array(images.pixels(e, cfg.image, cfg.channels))), "ids": (), "wanted": e.label, "where": e.where,
-                 "label": None if e.label is None or not cfg.label_names else self.number(e.label, e.where)} for e in examples]  # fmt: skip
+        named = self.config.label_names
+        number = lambda e: None if e.label is None or not named else self.number(e.label, e.where)
+        return [{"pixels": self.seen(e), "ids": (), "wanted": e.label, "where": e.where, "label": number(e)} for e in examples]
 
     def pixels(self, items, rng):
         """(B, C, S, S) from -1 to 1. rng: of the training step, None where nothing is drawn."""
         x = torch.stack([i["pixels"] for i in items])
         if rng is not None and self.shift:
             S, far = x.shape[-1], self.shift
-            x = torch.nn.functional.pad(x, (far, far, far, far))
+            x = torch.nn.functional.pad(x.float(), (far, far, far, far), mode="replicate").byte()
             at = rng.integers(0, 2 * far + 1, (len(x), 2))
             x = torch.stack([image[:, i : i + S, j : j + S] for image, (i, j) in zip(x, at.tolist())])
         if rng is not None and self.flip:
@@ -51,13 +76,22 @@ class Images(Classification):
             x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         return x.float() / 127.5 - 1
 
+    def loss(self, model, batch):
+        if self.augment is not None and torch.is_grad_enabled():  # here, where the step's seed is set
+            x = self.augment((batch.inputs["pixel_values"] + 1) / 2) * 2 - 1
+            batch = dataclasses.replace(batch, inputs=batch.inputs | {"pixel_values": x.detach()})
+        return self.score(model, batch)
+
+    def score(self, model, batch):
+        return Classification.loss(self, model, batch)
+
     def pairs(self, items, rng):
         labels = torch.tensor([IGNORE if i["label"] is None else i["label"] for i in items])
-        return Batch({"pixel_values": self.pixels(items, rng)}, labels, len(items), len(items) * self.config.grid**2)
+        return Batch({"pixel_values": self.pixels(items, rng)}, labels, len(items), len(items) * self.sees.grid**2)
 
     def show(self, model, run):
         """A few held-out images' classes, and what the model says."""
-        items = run.valid.pairs[:8]
+        items = run.valid.pairs[:: max(1, len(run.valid.pairs) // 8)][:8]
         was = model.training
         said = self.predict(model.eval(), items, run.device)
         model.train(was)
@@ -80,9 +114,82 @@ class Reconstruct(Images):
         inputs = {"pixel_values": self.pixels(items, rng), "noise": noise}
         return Batch(inputs, torch.zeros(len(items), dtype=torch.long), len(items), len(items) * N)
 
-    def loss(self, model, batch):
+    def score(self, model, batch):
         value = model(**batch.inputs)["loss"] * batch.count
         return Loss(value, batch.count, {"loss": value.detach()})
 
     def show(self, model, run):
         return f"{self.config.rate:.0%} of {self.config.grid**2} patches are hidden"
+
+
+class Match(Images):
+    """Which text belongs to which image, among all of a batch, both ways (CLIP, 2021, figure 3). Held-out pairs are found among each other:
+    at1, at5: share of texts whose image is the nearest, or among the nearest five; back1, back5: of images whose text is."""
+
+    outputs = {"TwoTowers": "similarity"}
+    metric, kind = "at5", "match"  # type: ignore[assignment]
+
+    def __init__(self, config, tokenizer, shift=0, flip=False, augment="none"):
+        super().__init__(config, shift, flip, augment)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def read(cls, cfg, source, part):
+        return media.table(cfg, source, part, images.SUFFIXES)
+
+    @classmethod
+    def names(cls, examples):
+        return None
+
+    @classmethod
+    def words(cls, example):
+        return [example.pair]
+
+    def text(self, text, where):
+        """Ids of a text with its end. Raises DataError for one beyond the model's positions."""
+        ids = self.tokenizer.encode(text)
+        if len(ids) + 2 > self.config.length:
+            raise DataError(f"{where}: the text {text[:60]!r} has {len(ids)} tokens and the model reads {self.config.length - 2}")
+        return [self.config.bos, *ids, self.config.eos]
+
+    def encode(self, examples, training=False):
+        return [{"pixels": self.seen(e), "ids": self.text(e.pair, e.where), "wanted": e.pair, "where": e.where} for e in examples]
+
+    def pairs(self, items, rng):
+        ids, mask = padded([i["ids"] for i in items], self.config.pad)
+        inputs = {"pixel_values": self.pixels(items, rng), "input_ids": ids, "attention_mask": mask.long()}
+        return Batch(inputs, torch.arange(len(items)), len(items), len(items) * self.sees.grid**2 + int(mask.sum()), whole=True)
+
+    def score(self, model, batch):
+        scores = model(**batch.inputs)["logits_per_image"].float()
+        value = (F.cross_entropy(scores, batch.labels, reduction="sum") + F.cross_entropy(scores.T, batch.labels, reduction="sum")) / 2
+        return Loss(value, batch.count, {"loss": value.detach()})
+
+    @torch.inference_mode()
+    def predict(self, model, items, device="cpu"):
+        """The vectors of each pair, image and text."""
+        batch = self.pairs(items, None).to(device)
+        out = model(**batch.inputs)
+        return list(zip(out["image_embeds"].float().cpu(), out["text_embeds"].float().cpu()))
+
+    def similarity(self, said):
+        """(images, texts) cosines of what `predict` said."""
+        image, text = (torch.stack(x) for x in zip(*said))
+        return image @ text.T
+
+    def ranked(self, items, said):
+        """(metrics of retrieval, the text that is nearest to each image)."""
+        scores = self.similarity(said)
+        own = scores.diagonal()
+        rank = {"at": (scores > own[None]).sum(0), "back": (scores > own[:, None]).sum(1)}
+        held = {f"{way}{k}": float((r < k).float().mean()) for way, r in rank.items() for k in (1, 5)}
+        return held, [items[j]["wanted"] for j in scores.argmax(1).tolist()]
+
+    def show(self, model, run):
+        items = run.valid.pairs
+        was = model.training
+        model.eval()
+        said = [s for i in range(0, len(items), 64) for s in self.predict(model, items[i : i + 64], run.device)]
+        model.train(was)
+        nearest = self.ranked(items, said)[1]
+        return ", ".join(i["wanted"] + ("" if n == i["wanted"] else f" (nearest: {n})") for i, n in list(zip(items, nearest))[:: max(1, len(items) // 6)][:6])

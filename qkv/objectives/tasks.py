@@ -47,6 +47,13 @@ class Task(Objective):
                 raise DataError(f"{e.where}: has no label; name its column with data.label=NAME")
         return tuple(sorted({str(e.label) for e in examples}, key=lambda x: (0, int(x), x) if x.lstrip("-").isdigit() else (1, 0, x)))
 
+    @classmethod
+    def words(cls, example):
+        """The texts of an example, what a tokenizer is trained on."""
+        e = example
+        for part in (e.text, e.pair, e.more.get("choices"), e.more.get("task") and f"{e.more['task']}: "):
+            yield from [] if part is None else [part] if isinstance(part, str) else map(str, part)
+
     def number(self, label, where):
         """The class number of a label."""
         names = self.config.label_names

@@ -2,12 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from .. import data as data_of
 from .. import models, objectives, runtime
-from ..data import examples
+from ..data import examples, media
 from ..data import tokenizer as tokenizers
 from ..models import account
 from . import distributed, folder, machine, recipe
@@ -55,8 +56,8 @@ def assemble(r, weights=None, before=None):
     device = torch.device(choose_device(t.device))
     fields = {k: v for k, v in r.model.items() if k != "preset"}
     cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
-    reads_text = models.reads_text(cfg)
-    if not reads_text and not t.task:
+    has_words = models.has_words(cfg)
+    if not models.reads_text(cfg) and not t.task:
         can = [n for n, k in objectives.TASKS.items() if type(cfg).__name__ in k.outputs]
         raise recipe.RecipeError(
             f"{r.model['preset']} reads no text; it is trained with " + (f"task={' or '.join(can)} data=FOLDER" if can else "no task yet")
@@ -66,8 +67,8 @@ def assemble(r, weights=None, before=None):
     carried = lambda cfg: {} if task is None else carries(task, cfg, corpus)  # fields that the task asks of a model
     begun = weights or (folder.weights(t.init) if t.init else None)
     torch.manual_seed(t.seed)
-    tokenizer_of = tokenizers.load if reads_text else lambda where: tokenizers.NoTokens()
-    if begun is None and not reads_text:
+    tokenizer_of = tokenizers.load if has_words else lambda where: tokenizers.NoTokens()
+    if begun is None and not has_words:
         tokenizer, model = tokenizer_of(None), models.build(models.replace(cfg, **carried(cfg)))
         cfg = model.config
     elif begun is None:
@@ -86,7 +87,7 @@ def assemble(r, weights=None, before=None):
                 )
             pad = (
                 {}
-                if model.config.pad is not None or not reads_text
+                if model.config.pad is not None or not has_words
                 else {"pad": tokenizer.pad if tokenizer.pad is not None else tokenizer.eos}
             )
             model = models.adapt(model, **{k: v for k, v in fields.items() if k != "vocab"} | pad | carried(model.config))
@@ -130,7 +131,7 @@ def fresh(r, cfg, fields, corpus):
             f"model.vocab={size} is smaller than the tokenizer's {len(tokenizer)} tokens; leave it out, or make it larger"
         )
     cfg = models.replace(cfg, vocab=size, pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos)
-    if type(cfg).__name__ == "EncoderDecoder":
+    if isinstance(cfg, models.EncoderDecoder):
         cfg = models.replace(cfg, start=tokenizer.bos, target_vocab=None)
     return tokenizer, cfg
 
@@ -143,23 +144,24 @@ class Labelled:
     valid: list
     names: tuple | None
     key: str
+    task: type
     paired: bool = True
 
     def texts(self):
         """All strings of the training examples, what a tokenizer is trained on."""
-        for e in self.train:
-            for part in (e.text, e.pair, e.more.get("choices"), e.more.get("task") and f"{e.more['task']}: "):
-                yield from [] if part is None else [part] if isinstance(part, str) else map(str, part)
+        return (w for e in self.train for w in self.task.words(e))
 
 
 def labelled(d, task):
     """The examples of a Data config for a kind of task, split into train and held-out."""
     train = task.read(d, d.source, "train")
-    if d.valid or d.source in data_of.registry.PUBLISHED:
+    if d.valid and "*" in d.valid and not Path(d.valid).exists():
+        train, valid = media.held(train, d.valid)
+    elif d.valid or d.source in data_of.registry.PUBLISHED:
         valid = task.read(d, d.valid or d.source, "valid")
     else:
         train, valid = examples.split(train, d.holdout)
-    return Labelled(train, valid, task.names(train), examples.digest(train, valid))
+    return Labelled(train, valid, task.names(train), examples.digest(train, valid), task)
 
 
 def carries(task, cfg, corpus):

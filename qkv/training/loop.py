@@ -15,7 +15,7 @@ import torch
 
 from .. import data as data_of
 from .. import models, objectives
-from ..checkpoints import files, runs
+from ..checkpoints import files, runs, table
 from ..data import rng
 from ..evaluation.loss import evaluate
 from ..evaluation.tasks import judge
@@ -233,7 +233,7 @@ class Best:
             self.value = value
             if distributed.rank() == 0:
                 value = torch.tensor(self.value, dtype=torch.float64)
-                files.write_tensors(self.path, {n: p.detach() for n, p in model.named_parameters()} | {"/value": value})
+                files.write_tensors(self.path, {n: p.detach() for n, p in table.parameters(model)[0].items()} | {"/value": value})
 
     def stale(self, patience):
         return bool(patience and self.metric and self.since >= patience)
@@ -245,7 +245,7 @@ class Best:
             return
         kept = files.read_tensors(self.path)
         with torch.no_grad():
-            for name, p in model.named_parameters():
+            for name, p in table.parameters(model)[0].items():
                 p.copy_(kept[name])
 
 

@@ -106,7 +106,8 @@ def parse_overrides(words, model_fields):
         if key == "data":
             key = "data.source"
         section, dot, name = key.partition(".")
-        if not dot:
+        if not dot or key in known["model"]:
+            name = key
             section, name = next((s for s in ("train", "model", "data") if key in known[s]), ""), key
         if section not in known or name not in known[section]:
             everything = sorted({f"{s}.{n}" for s, names in known.items() for n in names} | set().union(*known.values()))
@@ -210,10 +211,18 @@ def load(path):
     return {p: dict(raw.get(p, {})) for p in PREFIXES}
 
 
+def flat(values, before=""):
+    """{"picture": {"patch": 8}}, as TOML reads `picture.patch = 8`, as {"picture.patch": 8}."""
+    out = {}
+    for key, value in values.items():
+        out |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    return out
+
+
 def resolve(raw, name="run"):
     """A Recipe from raw sections. The model section must name a preset."""
     sections = _fields()
-    model = dict(raw["model"])
+    model = flat(raw["model"])
     if not isinstance(model.get("preset", ""), str):
         raise RecipeError(f"model.preset={model['preset']!r}: must be the name of a preset")
     if "preset" not in model:
