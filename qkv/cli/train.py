@@ -50,9 +50,9 @@ def defaults(preset, task=False, data=False):
     from .. import models
 
     kind = type(models.preset(preset)).__name__
-    heard, images = ("SpeechEncoderDecoder", "Conformer"), {"ImageEncoder": "images", "MaskedAutoencoder": "reconstruct", "TwoTowers": "match"}
+    heard, images = ("SpeechEncoderDecoder", "Conformer"), {"ImageEncoder": "images", "ConvNet": "images", "MaskedAutoencoder": "reconstruct", "TwoTowers": "match"}
     if kind in images:
-        small = {"image": 16, "patch": 4, "channels": 1} if not data and kind != "TwoTowers" else {}
+        small = {"image": 16, "channels": 1} if not data and kind != "TwoTowers" else {}
         train = {"task": images[kind], "seconds": 60.0, "batch": 64, "lr": 1e-3, "weight_decay": 0.05}
         words = {"tokenizer": "wordpiece", "vocab": 1024} if kind == "TwoTowers" else {}
         return {"model": {"preset": preset} | small, "data": {"source": "digits"} | words, "train": train}

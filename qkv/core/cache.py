@@ -28,7 +28,8 @@ class Cache:
 
     def advance(self, queries):
         """Makes room for the tokens of a pass and returns all tokens seen so far (its keys)."""
-        B, T = queries.position.shape
+        T = queries.position.shape[1]
+        B = max(x.shape[0] for x in (queries.position, *queries.marks.values()))
         self.reserve(self.length + T)
         if self.position is None:
             self.position = queries.position.new_full((B, self.capacity), -1)

@@ -22,7 +22,8 @@ class Data:
     across: let attention run over document ends. errors: strict or replace, for bytes that are not UTF-8. count: pairs of a task.
     text, pair, label, choices, task: columns of labelled examples, by name or number from 1 on (choices: one of lists, or several by
     commas; task: what a row's task is called). Of a table of files (images, sounds) text is the column of files and pair that of their texts;
-    files: the folder or archive that holds them, by default the table's own; without: rows whose text holds this are left out."""
+    files: the folder or archive that holds them, by default the table's own; without: rows whose text holds this are left out. limit: so many
+    training examples at most, drawn by the seed of the run."""
 
     source: str = "pydoc"
     target: str | None = None
@@ -45,10 +46,13 @@ class Data:
     task: str | None = None
     files: str | None = None
     without: str | None = None
+    limit: int | None = None
 
     def __post_init__(self):
         if not 0 < self.holdout < 1:
             raise DataError(f"data.holdout={self.holdout}: must be between 0 and 1")
+        if self.limit is not None and self.limit < 1:
+            raise DataError(f"data.limit={self.limit}: must be at least 1")
         if self.errors not in ("strict", "replace"):
             raise DataError(f"data.errors={self.errors!r}: must be strict or replace")
 

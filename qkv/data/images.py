@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import media
+from . import media, registry
 from .examples import Example
 from .text import DataError
 
@@ -15,13 +15,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 PIXELS = 50_000_000  # of one image, at most
 
 
-def read(source, cfg=None):
+def read(source, cfg=None, part="train"):
     """[Example(text: pixels, or what `pixels` decodes; label: its class or None; where)] of a source. Raises DataError."""
     path = Path(str(source)).expanduser()
     if source == "digits":
         return digits()
+    if source == "mnist":
+        return mnist(part)
     if not path.exists():
-        raise DataError(f"data.source={source} is no file or folder here, and no data set of images (digits)")
+        raise DataError(f"data.source={source} is no file or folder here, and no data set of images (digits, mnist)")
     folder = lambda name: name.parent.name or None
     if "idx3" in path.name or "idx1" in path.name:
         found = idx(path)
@@ -36,6 +38,16 @@ def read(source, cfg=None):
     if not found:
         raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)})")
     return found
+
+
+def mnist(part):
+    """MNIST; the last 5,000 training images are held out."""
+    if part not in ("train", "valid", "test"):
+        raise DataError(f"data set mnist has no part '{part}'; it has train, valid, test")
+    side = "t10k" if part == "test" else "train"
+    registry.fetch("mnist", f"{side}-labels-idx1")
+    found = idx(registry.fetch("mnist", f"{side}-images-idx3"))
+    return {"train": found[:55000], "valid": found[55000:], "test": found}[part]
 
 
 def digits():

@@ -28,7 +28,7 @@ class File:
 
 @dataclass(frozen=True)
 class Published:
-    """files: {part: File}. kind: text or examples (parts are splits), or pairs (parts are split.language)."""
+    """files: {part: File}. kind: text or examples (parts are splits), pairs (parts are split.language), images or sounds (parts are files)."""
 
     about: str
     kind: str
@@ -139,6 +139,18 @@ PUBLISHED = {
 }
 
 
+_MNIST = {
+    "train-images-idx3": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+PUBLISHED["mnist"] = Published(
+    "MNIST, handwritten digits of 28 x 28 pixels: 55,000 to train, 5,000 held out, 10,000 test (task=images)",
+    "images",
+    "not stated",
+    {n: File(f"image_mnist/{n}-ubyte.gz", f"https://ossci-datasets.s3.amazonaws.com/mnist/{n}-ubyte.gz", h) for n, h in _MNIST.items()},
+)
 PUBLISHED["fsdd"] = Published(
     "Free Spoken Digit Dataset, 6 speakers saying zero to nine: 2,520 recordings to train, 180 held out, 300 test (task=transcribe)",
     "sounds",

@@ -8,11 +8,13 @@ import torch
 from ..checkpoints import files
 from ..core import Learned
 from ..words import nearest
-from . import bart, bert, bert_variants, bigbird, clip, conformer, efficient, gpt2, gpts, layer, llama, switch, t5, transformer, vit, wav2vec2, whisper
+from . import bart, bert, bert_variants, bigbird, clip, cnn, conformer, efficient, gpt2, gpts, idefics, layer, llama, switch, t5, transformer, vit, wav2vec2, whisper
+from .cnn import ConvNet
 from .conformer import Conformer
 from .decoder import Decoder, DecoderModel
 from .encoder import Encoder, EncoderModel
 from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
+from .flamingo import CrossModal, Flamingo
 from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
 from .shape import Output
@@ -21,12 +23,12 @@ from .two_towers import TwoTowers
 
 FAMILIES = {
     f.name: f
-    for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, bigbird, conformer, efficient, layer, vit, clip, transformer, wav2vec2, whisper)
+    for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, bigbird, conformer, efficient, layer, vit, clip, idefics, transformer, wav2vec2, whisper)
     for f in module.FAMILIES
 }
-OWN = transformer.OWN | gpts.OWN | conformer.OWN  # presets that no published layout describes
+OWN = transformer.OWN | gpts.OWN | cnn.OWN | conformer.OWN | idefics.OWN  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
-TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder, SpeechEncoderDecoder, Conformer, ImageEncoder, MaskedAutoencoder, TwoTowers, Layer)}
+TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder, SpeechEncoderDecoder, Conformer, ConvNet, ImageEncoder, MaskedAutoencoder, TwoTowers, Flamingo, CrossModal, Layer)}
 
 
 def presets():
@@ -88,7 +90,7 @@ def reads_text(cfg):
 
 def has_words(cfg):
     """Does it read or write tokens of a vocabulary?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers)) or (isinstance(cfg, Conformer) and cfg.output == "ctc")
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, Flamingo)) or (isinstance(cfg, Conformer) and cfg.output == "ctc")
 
 
 def create(name, **fields):

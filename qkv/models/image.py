@@ -18,7 +18,8 @@ from .shape import Output, Shape, initialise, make_blocks, make_norm, one_of
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoder(Shape):
     """image, patch: pixels of a side. channels. class_token: one before the patches. patch_bias. pooling: what stands for the image, its
-    class token (first) or the mean of its patches. pooler: a tanh layer on that. norm_whole: the last norm is for what stands for the
+    class token (first) or the mean of its patches. stem: patches, or convs: 3 x 3 convolutions of stride 2 down to the size of a patch (Xiao et al., 2021), the hybrid of ViT's
+    section 3.1. pooler: a tanh layer on that. norm_whole: the last norm is for what stands for the
     image alone (CLIP). projection: width of the image's vector, with output=projection. output: hidden, sequence (a label), projection.
     length follows from image and patch; vocab is not used."""
 
@@ -28,6 +29,7 @@ class ImageEncoder(Shape):
     patch: int = 16
     channels: int = 3
     class_token: bool = True
+    stem: str = "patches"
     patch_bias: bool = True
     pooling: str = "first"
     pooler: bool = False
@@ -44,6 +46,9 @@ class ImageEncoder(Shape):
         object.__setattr__(self, "length", self.grid**2 + self.class_token)
         super().__post_init__()
         one_of("pooling", self.pooling, ("first", "mean"))
+        one_of("stem", self.stem, ("patches", "convs"))
+        if self.stem == "convs" and self.patch & (self.patch - 1):
+            raise ValueError(f"patch={self.patch}: convolutions of stride 2 need a power of 2")
         if self.pooling == "first" and not self.class_token:
             raise ValueError("pooling=first reads the class token; set class_token=true or pooling=mean")
 
@@ -64,12 +69,23 @@ def table(cfg, dim):
     return build("position", cfg.position, POSITIONS, **given)
 
 
+def convolutions(cfg):
+    """A stem of convolutions: half the size and twice the channels each, the last of them of dim."""
+    steps, parts, before = cfg.patch.bit_length() - 1, [], cfg.channels
+    for i in reversed(range(steps)):
+        width = max(cfg.dim >> i, 8)
+        parts += [nn.Conv2d(before, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        before = width
+    return nn.Sequential(*parts, nn.Conv2d(before, cfg.dim, 1))
+
+
 class Patches(nn.Module):
     """Patches as vectors, with their positions and a class token before them."""
 
     def __init__(self, cfg, position):
         super().__init__()
-        self.cut = nn.Conv2d(cfg.channels, cfg.dim, cfg.patch, cfg.patch, bias=cfg.patch_bias)
+        whole = cfg.stem == "patches"
+        self.cut = nn.Conv2d(cfg.channels, cfg.dim, cfg.patch, cfg.patch, bias=cfg.patch_bias) if whole else convolutions(cfg)
         self.first = nn.Parameter(torch.empty(cfg.dim).normal_(std=cfg.init_std)) if cfg.class_token else None
         self.position = position
         self.norm, self.drop = make_norm(cfg) if cfg.embed_norm else nn.Identity(), Dropout(cfg.dropout)
@@ -77,7 +93,7 @@ class Patches(nn.Module):
 
     def place(self, rows, columns):
         """(1, T, D) of a grid; where it is another than the model's, drawn out by cubic interpolation (ViT, section 3.2)."""
-        whole = self.position.embed(torch.arange(self.position.length, device=self.cut.weight.device)[None])
+        whole = self.position.embed(torch.arange(self.position.length, device=self.position.weight.device)[None])
         if (rows, columns) == (self.grid, self.grid):
             return whole
         skip = self.first is not None

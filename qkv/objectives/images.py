@@ -35,7 +35,7 @@ class Images(Classification):
     """The class of an image. shift: in training it is moved by up to so many pixels; flip: mirrored half of the time; augment: none, or
     rand or trivial (RandAugment, Cubuk et al., 2020; TrivialAugment, Müller and Hutter, 2021, as kornia does them)."""
 
-    outputs = {"ImageEncoder": "sequence"}
+    outputs = {"ImageEncoder": "sequence", "ConvNet": "sequence"}
 
     def __init__(self, config, shift=0, flip=False, augment="none"):
         self.config, self.sees = config, getattr(config, "picture", config)
@@ -52,7 +52,7 @@ class Images(Classification):
     def read(cls, cfg, source, part):
         if source == "digits" and part == "test":
             raise DataError("data.source=digits has no test part; its held-out images are a share data.holdout")
-        return images.read(source, cfg)
+        return images.read(source, cfg, part)
 
     def seen(self, example):
         """(C, S, S) bytes."""

@@ -63,7 +63,7 @@ def assemble(r, weights=None, before=None):
             f"{r.model['preset']} reads no text; it is trained with " + (f"task={' or '.join(can)} data=FOLDER" if can else "no task yet")
         )
     task = objectives.task_of(t.task) if t.task else None
-    corpus = labelled(d, task) if task else data_of.open_corpus(d)
+    corpus = labelled(d, task, t.seed) if task else data_of.open_corpus(d)
     carried = lambda cfg: {} if task is None else carries(task, cfg, corpus)  # fields that the task asks of a model
     begun = weights or (folder.weights(t.init) if t.init else None)
     torch.manual_seed(t.seed)
@@ -152,8 +152,8 @@ class Labelled:
         return (w for e in self.train for w in self.task.words(e))
 
 
-def labelled(d, task):
-    """The examples of a Data config for a kind of task, split into train and held-out."""
+def labelled(d, task, seed=0):
+    """The examples of a Data config for a kind of task, split into train and held-out; seed: what d.limit is drawn by."""
     train = task.read(d, d.source, "train")
     if d.valid and "*" in d.valid and not Path(d.valid).exists():
         train, valid = media.held(train, d.valid)
@@ -161,6 +161,8 @@ def labelled(d, task):
         valid = task.read(d, d.valid or d.source, "valid")
     else:
         train, valid = examples.split(train, d.holdout)
+    if d.limit is not None and d.limit < len(train):
+        train = [train[i] for i in sorted(data_of.rng(seed, 4).permutation(len(train))[: d.limit])]
     return Labelled(train, valid, task.names(train), examples.digest(train, valid), task)
 
 
