@@ -3,15 +3,97 @@
 from pathlib import Path
 
 
-def curves(path, lines, *, x, y, title="", log=""):
-    """lines: {name: [(x, y) or (x, y, spread)]}; log: which of "xy" are logarithmic. Returns the path."""
+def canvas(width=8, height=5, rows=1, columns=1):
+    """(figure, axes) without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
+    return pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+
+
+def kept(figure, path):
+    """The path of a figure that was written there."""
+    from matplotlib import pyplot
+
+    path = Path(str(path))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def spectrum(path, frames_FM, words=()):
+    """A log-mel spectrum (F, M), a frame every 10 ms, with words [(word, start, end)] at their times. Returns the path."""
+    figure, axes = canvas(max(6, min(24, len(frames_FM) / 80)), 3.5)
+    axes = axes[0, 0]
+    axes.imshow(frames_FM.T, origin="lower", aspect="auto", extent=(0, len(frames_FM) / 100, 0, frames_FM.shape[1]), cmap="magma")
+    for i, (word, start, end) in enumerate(words):
+        axes.axvspan(start, end, color="white" if i % 2 else "cyan", alpha=0.12, linewidth=0)
+        axes.axvline(start, color="white", linewidth=0.6)
+        axes.text((start + end) / 2, frames_FM.shape[1] * (0.93 - 0.08 * (i % 2)), word, color="white", ha="center", fontsize=9)
+    axes.set(xlabel="seconds", ylabel="mel band")
+    return kept(figure, path)
+
+
+def overlays(path, image_HWC, maps):
+    """An image (H, W, C) of bytes, and beside it maps {name: (h, w)} laid over it. Returns the path."""
+    import numpy as np
+    from PIL import Image
+
+    image = np.asarray(image_HWC)
+    image = image[..., 0] if image.shape[-1] == 1 else image
+    figure, axes = canvas(2.6 * (1 + len(maps)), 2.9, 1, 1 + len(maps))
+    axes[0, 0].imshow(image, cmap="gray")
+    axes[0, 0].set_title("image", fontsize=9)
+    for at, (name, values) in zip(axes[0, 1:], maps.items()):
+        values = np.asarray(values, dtype=np.float32)
+        values = (values - values.min()) / max(1e-9, float(values.max() - values.min()))
+        large = Image.fromarray(values).resize(image.shape[1::-1], Image.Resampling.BICUBIC)
+        at.imshow(image, cmap="gray")
+        at.imshow(np.asarray(large), cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+        at.set_title(name, fontsize=9)
+    for at in axes.flat:
+        at.set_axis_off()
+    return kept(figure, path)
+
+
+def rows(path, pictures, titles):
+    """Rows of pictures [[(H, W, C) of bytes]], with a title a column. Returns the path."""
+    import numpy as np
+
+    figure, axes = canvas(1.5 * len(titles), 1.5 * len(pictures) + 0.3, len(pictures), len(titles))
+    for line, images in zip(axes, pictures):
+        for at, image in zip(line, images):
+            image = np.asarray(image)
+            at.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+            at.set_axis_off()
+    for at, title in zip(axes[0], titles):
+        at.set_title(title, fontsize=9)
+    return kept(figure, path)
+
+
+def matrix(path, values_NM, left, below, title=""):
+    """Numbers (N, M) as colours, their rows and columns named. Returns the path."""
+    import numpy as np
+
+    values = np.asarray(values_NM)
+    figure, axes = canvas(1.5 + 0.42 * values.shape[1] + 1.5, 1.5 + 0.36 * values.shape[0] + 1)
+    axes = axes[0, 0]
+    drawn = axes.imshow(values, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(below)), below, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(left)), left, fontsize=8)
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(drawn, shrink=0.7)
+    return kept(figure, path)
+
+
+def curves(path, lines, *, x, y, title="", log=""):
+    """lines: {name: [(x, y) or (x, y, spread)]}; log: which of "xy" are logarithmic. Returns the path."""
     from matplotlib.ticker import ScalarFormatter
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = canvas()
+    axes = axes[0, 0]
     for name, points in lines.items():
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         (line,) = axes.plot(xs, ys, marker="o" if len(points) < 30 else None, markersize=4, label=name)
@@ -26,7 +108,4 @@ def curves(path, lines, *, x, y, title="", log=""):
     axes.set(xlabel=x, ylabel=y, title=title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    path = Path(path)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
+    return kept(figure, path)

@@ -16,7 +16,8 @@ BELOW = {  # what each package may import
     "checkpoints": {"core", "words"},
     "data": {"core", "words"},
     "models": {"core", "checkpoints", "words"},
-    "objectives": {"core", "data", "models", "words"},
+    "interpret": {"core"},
+    "objectives": {"core", "data", "models", "generation", "pictures", "words"},
     "native": {"core", "models", "runtime"},
     "embed": {"data", "native", "runtime"},
     "generation": {"core", "data", "models", "native", "runtime", "words"},
@@ -24,6 +25,7 @@ BELOW = {  # what each package may import
     "training": {"core", "data", "models", "objectives", "generation", "evaluation", "checkpoints", "native", "words", "runtime"},
     "cli": {
         "core",
+        "interpret",
         "data",
         "models",
         "objectives",

@@ -171,7 +171,7 @@ def test_a_convolution_sees_its_neighbours_and_no_padding():
 @torch.no_grad()
 def test_a_padded_conformer_equals_its_rows_alone(position):
     torch.manual_seed(0)
-    cfg = models.Conformer(dim=32, heads=4, layers=2, hidden=48, position=position, features=20, conv="convolution(kernel=5)", length=64)
+    cfg = models.SpeechEncoder(dim=32, heads=4, layers=2, hidden=48, position=position, features=20, conv="convolution(kernel=5)", length=64)
     model = models.build(cfg).double().eval()
     x = torch.randn(2, 15, 20, dtype=torch.float64)
     out = model(x, lengths=torch.tensor([15, 9])).hidden
@@ -189,8 +189,8 @@ def test_a_padded_conformer_equals_its_rows_alone(position):
         (lambda: models.create("vit-nano")(torch.randn(1, 1, 32, 32)), r"they must be \(batch, 3, 32, 32\)"),
         (lambda: models.create("vit-nano")(torch.randn(1, 3, 2, 2), interpolate_pos_encoding=True), "smaller than a patch"),
         (lambda: models.create("mae-nano")(torch.randn(1, 3, 32, 32), noise=torch.rand(1, 5)), "1 images of 64 patches need"),
-        (lambda: models.build(models.Conformer(dim=32, heads=4, layers=1, conv="convolution(kernel=0)")), "kernel and expand"),
-        (lambda: models.build(models.Conformer(dim=32, heads=4, layers=1, position="learned")), "takes none, rope"),
+        (lambda: models.build(models.SpeechEncoder(dim=32, heads=4, layers=1, conv="convolution(kernel=0)")), "kernel and expand"),
+        (lambda: models.build(models.SpeechEncoder(dim=32, heads=4, layers=1, position="learned")), "takes none, rope"),
         (lambda: models.create("clip-vit-base-32", text={"vocab": 9, "dim": 8, "layers": 1, "heads": 1, "length": 4}), "text.eos is not set"),
     ),
 )  # fmt: skip

@@ -26,7 +26,7 @@ def open_model(what):
             )
         where = models.find(what)
     model = models.load(where)
-    if not models.reads_text(model.config):
+    if not models.has_words(model.config):
         return model, tokenizers.NoTokens(), where
     try:
         tokenizer = tokenizers.load(where)

@@ -15,9 +15,25 @@ examples, and its answers, one JSON object a line. Without a file: the run's own
   qkv eval last test.tsv out=answers.jsonl                         a fine-tuned run on other examples
   qkv eval last part=test                                          the test part of its data set
 
-keys: out  target  data  part  languages (en-de)  beams (0: greedy)  penalty (1)  batches (all)  limit (pairs answered, 1000)  field  split  errors  length
+keys: out  target  data  part  languages (en-de)  beams (0: greedy)  picture (a .png file: similarities of pairs, reconstructions)  task (with other arguments)  penalty (1)  batches (all)  limit (pairs answered, 1000)  field  split  errors  length
 """
-KEYS = ("target", "data", "part", "languages", "beams", "penalty", "batches", "field", "split", "errors", "length", "limit", "out")
+KEYS = (
+    "target",
+    "data",
+    "part",
+    "languages",
+    "beams",
+    "penalty",
+    "batches",
+    "field",
+    "split",
+    "errors",
+    "length",
+    "limit",
+    "out",
+    "task",
+    "picture",
+)
 
 
 def run(words, verb):
@@ -114,10 +130,11 @@ def _task(model, tokenizer, whole, run_folder, source, given):
     from ..evaluation.tasks import judge
     from ..training import assemble
 
-    kind, d = objectives.task_of(whole.train.task), whole.data
+    task = given.get("task") or whole.train.task
+    kind, d = objectives.task_of(task), whole.data
     if tokenizer.pad is None:
         tokenizer.pad = model.config.pad
-    objective = objectives.make_task(whole.train.task, model.config, tokenizer, d.length or model.config.length)
+    objective = objectives.make_task(task, model.config, tokenizer, d.length or model.config.length)
     if source:
         found = kind.read(dataclasses.replace(d, source=source), source, given.get("part", "test"))
     elif given.get("part"):
@@ -125,6 +142,9 @@ def _task(model, tokenizer, whole, run_folder, source, given):
     else:
         found = assemble.labelled(d, kind).valid
     items = objective.encode(found)
+    if objective.kind == "caption":  # what its examples are taken from
+        objective.encode(assemble.labelled(d, kind, whole.train.seed).train, training=True)
+        objective.prepare(model)
     held, said = judge(model, objective, items, tokenizer, progress=lambda x: track(x, "answering"))
     for name, value in held.items():
         print(f"{name:11s} {value:.4f}" if name == "loss" else f"{name:11s} {100 * value:.2f} %")
@@ -136,6 +156,10 @@ def _task(model, tokenizer, whole, run_folder, source, given):
                 seen.add(i["where"])
                 f.write(json.dumps({"where": i["where"], "said": s, "wanted": i["wanted"]}, ensure_ascii=False) + "\n")
     print(f"{len(seen)} answers are in {out}")
+    if given.get("picture"):
+        if not hasattr(objective, "picture"):
+            raise ValueError(f"picture=: there is nothing to draw of task={task}; it is for match and reconstruct")
+        print(f"picture: {objective.picture(model, items, given['picture'])}")
 
 
 def track(things, about):

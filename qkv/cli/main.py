@@ -15,6 +15,9 @@ VERBS = {
     "generate": "write on from a prompt, or answer a source text",
     "chat": "the same, as an interactive session",
     "eval": "loss, perplexity and bits a byte on a held-out file; BLEU for translation",
+    "transcribe": "the words of a sound, with their times",
+    "classify": "what an image shows: a classifier's labels, or any words by CLIP",
+    "caption": "words for an image, after a few examples",
     "embed": "vectors of sentences, and how alike they are",
     "bench": "what this machine can do: products, memory, and what qkv makes of it",
     "convert": "write a run or a foreign checkpoint as a published folder",
@@ -39,7 +42,7 @@ def main(argv=None):
     """Runs one command; returns the exit status: 0 (also after a saved interruption), 1 (failed), 2 (wrong input), 130 (interrupted)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP.format(verbs="\n".join(f"  {v:<9} {about}" for v, about in VERBS.items())))
+        print(HELP.format(verbs="\n".join(f"  {v:<10} {about}" for v, about in VERBS.items())))
         return 0
     verb, *rest = argv
     if verb in ("--version", "version"):

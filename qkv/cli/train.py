@@ -50,7 +50,10 @@ def defaults(preset, task=False, data=False):
     from .. import models
 
     kind = type(models.preset(preset)).__name__
-    heard, images = ("SpeechEncoderDecoder", "Conformer"), {"ImageEncoder": "images", "ConvNet": "images", "MaskedAutoencoder": "reconstruct", "TwoTowers": "match"}
+    heard, images = (
+        ("SpeechEncoderDecoder", "SpeechEncoder"),
+        {"ImageEncoder": "images", "ConvNet": "images", "MaskedAutoencoder": "reconstruct", "TwoTowers": "match"},
+    )
     if kind in images:
         small = {"image": 16, "channels": 1} if not data and kind != "TwoTowers" else {}
         train = {"task": images[kind], "seconds": 60.0, "batch": 64, "lr": 1e-3, "weight_decay": 0.05}

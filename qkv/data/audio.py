@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from . import media, registry
+from .batches import rng
 from .text import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
@@ -22,11 +23,13 @@ def read(cfg, source, part):
     """[Example(text: what `samples` decodes, label: its transcript or None)] of a published set, a table of files with their texts, a
     folder, a zip or tar, or one file. A file's transcript is that of the .txt beside it, else its folder's name, else its own name up to
     the first underscore. Raises DataError."""
+    if source == "dial":
+        return dial(part)
     if source in registry.PUBLISHED:
         return spoken_digits(registry.fetch(source, "recordings"), part)
     path = Path(str(source)).expanduser()
     if not path.exists():
-        raise DataError(f"data.source={source} is no file or folder here, and no data set of sounds (fsdd)")
+        raise DataError(f"data.source={source} is no file or folder here, and no data set of sounds (dial, fsdd)")
     if media.is_table(path):
         found = media.table(cfg, path, part, SUFFIXES)
     elif path.suffix.lower() in SUFFIXES:
@@ -56,6 +59,25 @@ def spoken_digits(path, part):
         raise DataError(f"data set fsdd has no part '{part}'; it has {', '.join(wanted)}")
     found = media.labelled(path, (".wav",), lambda name: DIGITS[int(name.stem[0])] if name.stem[0].isdigit() else None)
     return [e for e in found or () if e.label and int(Path(e.where).stem.rsplit("_", 1)[1]) in wanted[part]]
+
+
+KEYS = {k: (low, high) for low, row in zip((697, 770, 852, 941), ("123", "456", "789", "*0#")) for high, k in zip((1209, 1336, 1477), row)}
+
+
+def dial(part, count=2000):
+    """Generated: telephone numbers of one to six keys, each a pair of tones (DTMF, ITU-T Q.23), with pauses and noise."""
+    r, out = rng({"train": 1, "valid": 2}.get(part, 3), 5), []
+    for i in range(count if part == "train" else 100):
+        said, wave = "", []
+        for _ in range(int(r.integers(1, 7))):
+            key = "0123456789*#"[int(r.integers(0, 12))]
+            t = np.arange(int(r.integers(960, 1920))) / RATE
+            tone = sum(np.sin(2 * np.pi * (f * r.uniform(0.985, 1.015) * t + r.random())) for f in KEYS[key])
+            wave += [tone * r.uniform(0.1, 0.4), np.zeros(int(r.integers(480, 1280)))]
+            said += key
+        wave = np.concatenate(wave) + r.normal(0, r.uniform(0.001, 0.05), sum(map(len, wave)))
+        out.append(media.Example(wave.astype(np.float32), label=said, where=f"dial, {part} {i + 1}"))
+    return out
 
 
 def samples(sound, where="the sound"):

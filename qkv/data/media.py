@@ -85,5 +85,7 @@ def held(found, pattern):
     name = lambda e: Path(e.more.get("name") or e.where.split(": ")[-1]).name
     fits = [fnmatch.fnmatch(name(e), str(pattern)) for e in found]
     if not any(fits) or all(fits):
-        raise DataError(f"data.valid={pattern} is no file here, and as a pattern it fits {sum(fits)} of {len(fits)} files; some must be held out")
+        raise DataError(
+            f"data.valid={pattern} is no file here, and as a pattern it fits {sum(fits)} of {len(fits)} files; some must be held out"
+        )
     return [e for e, f in zip(found, fits) if not f], [e for e, f in zip(found, fits) if f]

@@ -178,6 +178,7 @@ def names():
     out = {"pydoc": "Python's reference manual, embedded in every Python (0.7 MB of text)"}
     out |= {f"task:{n}": f"generated pairs: {n}" for n in tasks.TASKS}
     out["digits"] = "1,797 handwritten digits of 8 x 8 pixels, which ship with scikit-learn (task=images)"
+    out["dial"] = "generated sounds: the tones of telephone numbers (task=transcribe)"
     return out | {n: p.about for n, p in PUBLISHED.items()}
 
 

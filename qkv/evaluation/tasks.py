@@ -13,6 +13,8 @@ def judge(model, objective, items, tokenizer, device="cpu", autocast=contextlib.
     """({loss, metrics of the task}, [what the model says of each item]). The model keeps its mode."""
     was = model.training
     model.eval()
+    if objective.kind == "caption":
+        objective.nearest(model, items)
     order = Pairs(items, tokens=1 << 62, rows=rows, size=[len(i["ids"]) for i in items])
     groups = order.cut(sorted(range(len(items)), key=lambda i: len(items[i]["ids"])))
     said, total, count = [None] * len(items), 0.0, 0
@@ -69,8 +71,12 @@ def scores(objective, items, said):
         return metrics.entity_f1(wanted, said)
     if objective.kind == "text":
         return metrics.generated(wanted, said)
+    if objective.kind == "reconstruct":
+        return {}
     if objective.kind == "transcribe":
         return metrics.transcripts(wanted, said)
+    if objective.kind == "caption":
+        return {"f1": sum(map(metrics.overlap, said, wanted)) / len(said), "exact": sum(s == w for s, w in zip(said, wanted)) / len(said)}
     if objective.kind == "choice":
         return {"accuracy": sum(int(w) == s for w, s in zip(wanted, said)) / len(said)}
     number = {n: i for i, n in enumerate(objective.config.label_names)}

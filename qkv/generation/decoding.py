@@ -40,11 +40,12 @@ def never(cfg, pair, logits_BV):
     return logits_BV
 
 
-def decoding(model, prompts, *, cached=True, prefixes=None, room=64, spread=1):
-    """The state of writing on `prompts`: of a model, or of a lowered one. spread: rows that each prompt will become (beams)."""
+def decoding(model, prompts, *, cached=True, prefixes=None, room=64, spread=1, given=None):
+    """The state of writing on `prompts`: of a model, or of a lowered one. spread: rows that each prompt will become (beams). given: more
+    arguments of the model, a row each (images)."""
     if isinstance(model, Lowered):
         return LoweredDecoding(model, prompts, prefixes=prefixes, room=room, spread=spread)
-    return Decoding(model, prompts, cached=cached, prefixes=prefixes, room=room)
+    return Decoding(model, prompts, cached=cached, prefixes=prefixes, room=room, given=given)
 
 
 @contextlib.contextmanager
@@ -69,7 +70,7 @@ class Decoding:
     Raises ValueError for an empty prompt or one longer than the model's positions.
     """
 
-    def __init__(self, model, prompts, *, prefixes=None, cached=True, room=64):
+    def __init__(self, model, prompts, *, prefixes=None, cached=True, room=64, given=None):
         self.model, cfg = model, model.config
         device = next(model.parameters()).device
         self.pair = hasattr(model, "encode")
@@ -79,11 +80,11 @@ class Decoding:
         self.number = (mask.cumsum(-1) - 1).clamp(min=-1) if not bool(mask.all()) else None
         self.seen = torch.where(mask, self.ids, -1)
         self.cache = Cache(self.ids.shape[1] + room, rolling=True) if cached else None
-        self.extra = {}
+        self.extra = dict(given or {})
         if self.pair:
             source, there = padded(prompts, pad) if isinstance(prompts[0], list) else (torch.stack(list(prompts)), None)
             hidden, _ = model.encode(source.to(device), there if there is None else there.to(device))
-            self.extra = {"encoder_hidden": hidden} | ({} if there is None else {"attention_mask": there.to(device)})
+            self.extra |= {"encoder_hidden": hidden} | ({} if there is None else {"attention_mask": there.to(device)})
         self.logits = self._read(self.ids, self.number)
 
     @property
@@ -101,9 +102,9 @@ class Decoding:
             place = None if number is None else number.clamp(min=0)
             out = self.model(decoder_input_ids=ids, decoder_attention_mask=mask, decoder_position_ids=place, cache=self.cache, **self.extra)
         elif number is None:
-            out = self.model(input_ids=ids, cache=self.cache)
+            out = self.model(input_ids=ids, cache=self.cache, **self.extra)
         else:
-            out = self.model(input_ids=ids, attention_mask=self.seen >= 0, position_ids=number.clamp(min=0), cache=self.cache)
+            out = self.model(input_ids=ids, attention_mask=self.seen >= 0, position_ids=number.clamp(min=0), cache=self.cache, **self.extra)
         return never(self.model.config, self.pair, out["logits"][:, -1])
 
     def push(self, tokens_B):

@@ -58,15 +58,15 @@ def ends(model, end=None):
 
 
 @torch.inference_mode()
-def steps(model, prompts, sampling=None, *, most=100, end=None, cached=True, prefixes=None):
+def steps(model, prompts, sampling=None, *, most=100, end=None, cached=True, prefixes=None, given=None):
     """Yields, token by token (of a model or a lowered one), a list with the next token of each row, None where a row has ended.
 
     end: id or ids that end a row (the model's eos by default). Stops when all rows have ended, after `most` tokens, or where the
-    model has no position left.
+    model has no position left. given: more arguments of the model, a row each (images).
     """
     sampling, end = sampling or Sampling(), ends(model, end)
     with writing(model):
-        state = decoding(model, prompts, cached=cached, prefixes=prefixes, room=most)
+        state = decoding(model, prompts, cached=cached, prefixes=prefixes, room=most, given=given)
         generator = torch.Generator(state.ids.device).manual_seed(sampling.seed)
         done = [False] * len(prompts)
         for i in range(most):

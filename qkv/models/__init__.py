@@ -8,13 +8,33 @@ import torch
 from ..checkpoints import files
 from ..core import Learned
 from ..words import nearest
-from . import bart, bert, bert_variants, bigbird, clip, cnn, conformer, efficient, gpt2, gpts, idefics, layer, llama, switch, t5, transformer, vit, wav2vec2, whisper
+from . import (
+    bart,
+    bert,
+    bert_variants,
+    bigbird,
+    clip,
+    cnn,
+    conformer,
+    efficient,
+    gpt2,
+    gpts,
+    idefics,
+    layer,
+    llama,
+    switch,
+    t5,
+    transformer,
+    vit,
+    wav2vec2,
+    whisper,
+)
 from .cnn import ConvNet
-from .conformer import Conformer
+from .conformer import SpeechEncoder
 from .decoder import Decoder, DecoderModel
 from .encoder import Encoder, EncoderModel
 from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
-from .flamingo import CrossModal, Flamingo
+from .flamingo import CrossModal, SeeingDecoder
 from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
 from .shape import Output
@@ -23,12 +43,47 @@ from .two_towers import TwoTowers
 
 FAMILIES = {
     f.name: f
-    for module in (gpt2, gpts, llama, bert, bert_variants, t5, switch, bart, bigbird, conformer, efficient, layer, vit, clip, idefics, transformer, wav2vec2, whisper)
+    for module in (
+        gpt2,
+        gpts,
+        llama,
+        bert,
+        bert_variants,
+        t5,
+        switch,
+        bart,
+        bigbird,
+        conformer,
+        efficient,
+        layer,
+        vit,
+        clip,
+        idefics,
+        transformer,
+        wav2vec2,
+        whisper,
+    )
     for f in module.FAMILIES
 }
 OWN = transformer.OWN | gpts.OWN | cnn.OWN | conformer.OWN | idefics.OWN  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
-TOPOLOGIES = {c.__name__: c for c in (Decoder, Encoder, EncoderDecoder, SpeechEncoderDecoder, Conformer, ConvNet, ImageEncoder, MaskedAutoencoder, TwoTowers, Flamingo, CrossModal, Layer)}
+TOPOLOGIES = {
+    c.__name__: c
+    for c in (
+        Decoder,
+        Encoder,
+        EncoderDecoder,
+        SpeechEncoderDecoder,
+        SpeechEncoder,
+        ConvNet,
+        ImageEncoder,
+        MaskedAutoencoder,
+        TwoTowers,
+        SeeingDecoder,
+        CrossModal,
+        Layer,
+    )
+}
 
 
 def presets():
@@ -79,7 +134,9 @@ def replace(cfg, **given):
         if dot and outer in names and dataclasses.is_dataclass(getattr(cfg, outer)):
             inner.setdefault(outer, {})[rest] = given.pop(key)
         elif key not in names:
-            raise ValueError(f"{type(cfg).__name__} has no field '{key}'.{nearest(key, fields(cfg))} Its fields: {', '.join(sorted(names))}")
+            raise ValueError(
+                f"{type(cfg).__name__} has no field '{key}'.{nearest(key, fields(cfg))} Its fields: {', '.join(sorted(names))}"
+            )
     return dataclasses.replace(cfg, **given, **{name: replace(getattr(cfg, name), **part) for name, part in inner.items()})
 
 
@@ -90,7 +147,36 @@ def reads_text(cfg):
 
 def has_words(cfg):
     """Does it read or write tokens of a vocabulary?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, Flamingo)) or (isinstance(cfg, Conformer) and cfg.output == "ctc")
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, SeeingDecoder)) or (isinstance(cfg, SpeechEncoder) and cfg.output == "ctc")
+
+
+def parts_of(cfg):
+    """The trained parts that a fresh model is put together from; none for most."""
+    return ("words", "picture") if isinstance(cfg, SeeingDecoder) else ()
+
+
+def join(cfg, loaded):
+    """A Flamingo of a language model and an encoder of images, or one tower of two. Raises ValueError for another kind of model."""
+    words, picture = loaded["words"], getattr(loaded["picture"], "picture", loaded["picture"])
+    if not isinstance(words.config, Decoder) or words.config.output != "lm":
+        raise ValueError(
+            f"words is of {type(words.config).__name__} with output={words.config.output}; it must be a Decoder with output=lm"
+        )
+    if not isinstance(picture.config, ImageEncoder):
+        raise ValueError(f"picture is of {type(picture.config).__name__}; it must be an ImageEncoder, or TwoTowers that hold one")
+    seen = dataclasses.replace(picture.config, output="hidden", projection=None)
+    cfg = dataclasses.replace(cfg, words=words.config, picture=seen, more=1, image=words.config.vocab)
+    model = build(cfg)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, value in words.state_dict().items():
+            for new in (f"words.{name}", f"words.{name.removesuffix('weight')}base.weight"):
+                if new in state:
+                    state[new].copy_(value)
+        for name, value in picture.state_dict().items():
+            if f"picture.{name}" in state:
+                state[f"picture.{name}"].copy_(value)
+    return model
 
 
 def create(name, **fields):

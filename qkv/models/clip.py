@@ -1,5 +1,7 @@
 """CLIP (Radford et al., 2021) as published."""
 
+from typing import Any
+
 from ..checkpoints import config as keys_of
 from ..checkpoints.config import Key
 from .decoder import Decoder
@@ -32,8 +34,8 @@ TEXT = (
     Key("max_position_embeddings", "length", 77),
     *SPECIAL,
 )
-SEES = dict(patch_bias=False, embed_norm=True, norm_whole=True, final_norm=True, order="pre", position="learned", pooling="first")
-READS = dict(position="learned", order="pre", final_norm=True, pattern="causal", tie=True)
+SEES: dict[str, Any] = dict(patch_bias=False, embed_norm=True, norm_whole=True, final_norm=True, order="pre", position="learned", pooling="first")
+READS: dict[str, Any] = dict(position="learned", order="pre", final_norm=True, pattern="causal", tie=True)
 NEUTRAL = ("projection_dim", "initializer_factor")
 TEXT_IDS = dict(pad_token_id=1, bos_token_id=49406, eos_token_id=49407)
 P = "vision_model."
@@ -118,7 +120,21 @@ CLIP = Family(
     presets={
         "clip-nano": dict(
             picture=ImageEncoder(dim=128, hidden=256, layers=4, heads=4, patch=6, image=36, dropout=0.1, ffn="plain(quick_gelu)", **SEES),
-            words=Decoder(vocab=1024, length=24, dim=128, hidden=256, layers=3, heads=4, pad=1, bos=1022, eos=1023, dropout=0.1, output="hidden", ffn="plain(quick_gelu)", **READS),
+            words=Decoder(
+                vocab=1024,
+                length=24,
+                dim=128,
+                hidden=256,
+                layers=3,
+                heads=4,
+                pad=1,
+                bos=1022,
+                eos=1023,
+                dropout=0.1,
+                output="hidden",
+                ffn="plain(quick_gelu)",
+                **READS,
+            ),
             width=128,
         ),
         "clip-vit-base-32": sizes(768, 3072, 12, 12, 32),

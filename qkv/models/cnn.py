@@ -53,7 +53,13 @@ class Pair(nn.Module):
         self.first, self.second = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norms = nn.ModuleList([nn.BatchNorm2d(width), nn.BatchNorm2d(width)])
         same = before == width and stride == 1
-        self.short = None if not residual else nn.Identity() if same else nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        self.short = (
+            None
+            if not residual
+            else nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        )
 
     def forward(self, x_BCHW):
         y = self.norms[1](self.second(torch.relu(self.norms[0](self.first(x_BCHW)))))
@@ -80,7 +86,9 @@ class ConvNetModel(nn.Module):
         """pixel_values (B, C, H, W) -> hidden (B, C', H', W'), logits (B, labels) with output=sequence."""
         cfg = self.config
         if pixel_values.dim() != 4 or pixel_values.shape[1] != cfg.channels:
-            raise ValueError(f"pixel_values have the shape {tuple(pixel_values.shape)}; they must be (batch, {cfg.channels}, {cfg.image}, {cfg.image})")
+            raise ValueError(
+                f"pixel_values have the shape {tuple(pixel_values.shape)}; they must be (batch, {cfg.channels}, {cfg.image}, {cfg.image})"
+            )
         x = torch.relu(self.norm(self.stem(pixel_values)))
         for block in self.blocks:
             x = block(x)

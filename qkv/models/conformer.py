@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from .shape import Output, Shape, initialise, make_norm, make_position, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conformer(Shape):
+class SpeechEncoder(Shape):
     """features: width of a frame of the input (mel bands; 1 for samples). front: from frames to vectors of dim, see FRONTS. conv: the slot of the convolution; conv_first: does it
     stand before attention? front_eps: of the norms before and after the blocks, where it is not norm_eps. output: hidden, or ctc: scores of the
     vocabulary and a blank, which is the padding id, for every vector (Graves et al., 2006). With a vocabulary, length is the longest sound, in frames."""
@@ -35,10 +36,10 @@ class Conformer(Shape):
     output: str = "hidden"
 
     def build(self):
-        return initialise(ConformerModel(self), self)
+        return initialise(SpeechEncoderModel(self), self)
 
 
-class ConformerModel(Stack):
+class SpeechEncoderModel(Stack):
     """Blocks of ffn / 2, attention, convolution, ffn / 2 and a norm (figure 1)."""
 
     def __init__(self, cfg):
@@ -87,7 +88,9 @@ class ConformerModel(Stack):
         if lengths is not None and bool((lengths == input_features.shape[1]).all()):
             lengths = None
         if self.front.length(input_features.shape[1]) < 1:
-            raise ValueError(f"a sound of {input_features.shape[1]} {'samples' if samples else 'frames'} is too short for the front {self.config.front}")
+            raise ValueError(
+                f"a sound of {input_features.shape[1]} {'samples' if samples else 'frames'} is too short for the front {self.config.front}"
+            )
         x = self.drop(self.front(input_features, lengths))
         T, valid, out = x.shape[1], None, Output()
         if lengths is not None:
@@ -141,7 +144,7 @@ def _lucid_after(raw, cfg):
 LUCID, LUCID_MOVING = _conv("layers.{i}.conv.net.", {"up": "2", "depth": "4.conv", "norm": "5", "down": "7"})
 LUCIDRAINS = Family(
     name="lucidrains-conformer",
-    config=Conformer,
+    config=SpeechEncoder,
     keys=(
         Key("dim", "dim", 512),
         Key("depth", "layers", 12),
@@ -187,7 +190,7 @@ def _audio_after(raw, cfg):
 AUDIO, AUDIO_MOVING = _conv("conformer_layers.{i}.conv_module.sequential.", {"up": "0", "depth": "2", "norm": "3", "down": "5"})
 TORCHAUDIO = Family(
     name="torchaudio-conformer",
-    config=Conformer,
+    config=SpeechEncoder,
     keys=(
         Key("input_dim", "dim", 80),
         Key("num_heads", "heads", 4),
@@ -214,12 +217,20 @@ TORCHAUDIO = Family(
         *((f"conformer_layers.{{i}}.final_layer_norm.{leaf}", f"blocks.{{i}}.last.post.{leaf}") for leaf in NORM),
     ),
 )
-HEARS = dict(features=80, front="subsampled(times=2)", position="xl(layout=interleaved)", conv="convolution(kernel=31)", output="ctc", pad=0, dropout=0.1)
+HEARS: dict[str, Any] = dict(
+    features=80,
+    front="subsampled(times=2)",
+    position="xl(layout=interleaved)",
+    conv="convolution(kernel=31)",
+    output="ctc",
+    pad=0,
+    dropout=0.1,
+)
 OWN = {
-    "conformer-nano": Conformer(**HEARS | dict(features=40, front="subsampled(times=1)", conv="convolution(kernel=15)"), vocab=64, length=128, dim=96, layers=4,
+    "conformer-nano": SpeechEncoder(**HEARS | dict(features=40, front="subsampled(times=1)", conv="convolution(kernel=15)"), vocab=64, length=128, dim=96, layers=4,
                                 heads=4, hidden=192),
-    "conformer-small": Conformer(**HEARS, vocab=1024, length=1600, dim=144, layers=16, heads=4),
-    "conformer-medium": Conformer(**HEARS, vocab=1024, length=1600, dim=256, layers=16, heads=4),
-    "conformer-large": Conformer(**HEARS, vocab=1024, length=1600, dim=512, layers=17, heads=8),
+    "conformer-small": SpeechEncoder(**HEARS, vocab=1024, length=1600, dim=144, layers=16, heads=4),
+    "conformer-medium": SpeechEncoder(**HEARS, vocab=1024, length=1600, dim=256, layers=16, heads=4),
+    "conformer-large": SpeechEncoder(**HEARS, vocab=1024, length=1600, dim=512, layers=17, heads=8),
 }  # fmt: skip
 FAMILIES = (LUCIDRAINS, TORCHAUDIO)

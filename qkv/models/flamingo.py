@@ -180,7 +180,7 @@ class CrossModalModel(Stack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flamingo(Looks):
+class SeeingDecoder(Looks):
     """words: the language model; picture: the encoder of images; every: gated blocks stand before each `every`-th block of the language
     model. more: tokens that were added to the vocabulary and have weights of their own. image: the id that stands for an image in the text.
     A field that is not here is that of the words."""
@@ -205,7 +205,22 @@ class Flamingo(Looks):
             raise ValueError(f"every={self.every} must be at least 1, and more={self.more} 0 or more")
 
     def __getattr__(self, name):
-        if name in ("length", "dim", "heads", "kv_heads", "wide", "embed_dim", "pad", "bos", "eos", "start", "types", "layers", "pattern", "position"):
+        if name in (
+            "length",
+            "dim",
+            "heads",
+            "kv_heads",
+            "wide",
+            "embed_dim",
+            "pad",
+            "bos",
+            "eos",
+            "start",
+            "types",
+            "layers",
+            "pattern",
+            "position",
+        ):
             return getattr(self.words, name)
         raise AttributeError(name)
 
@@ -218,7 +233,7 @@ class Flamingo(Looks):
         return self.picture.layers
 
     def build(self):
-        model = FlamingoModel(self)
+        model = SeeingDecoderModel(self)
         initialise(model.words, self.words)
         initialise(model.picture, self.picture)
         return model
@@ -244,7 +259,7 @@ class Extended(nn.Module):
         return nn.functional.embedding(x, self.weight) if embeds else nn.functional.linear(x, self.weight)
 
 
-class FlamingoModel(nn.Module):
+class SeeingDecoderModel(nn.Module):
     """A language model with eyes."""
 
     def __init__(self, cfg):
@@ -283,7 +298,9 @@ class FlamingoModel(nn.Module):
             raise ValueError("give either pixel_values, the images of each row, or media, what look() made of them")
         if media is None:
             if pixel_values.dim() != 5:
-                raise ValueError(f"pixel_values have the shape {tuple(pixel_values.shape)}; they must be (batch, images, channels, height, width)")
+                raise ValueError(
+                    f"pixel_values have the shape {tuple(pixel_values.shape)}; they must be (batch, images, channels, height, width)"
+                )
             media = self.look(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         N, cache = media.shape[1], Cache() if cache is None and use_cache else cache
         if image_attention_mask is not None:
@@ -291,7 +308,9 @@ class FlamingoModel(nn.Module):
             bits = (image_attention_mask[:, -input_ids.shape[1] :].long() << torch.arange(N, device=media.device)).sum(-1)
         else:
             if cfg.image is None and cfg.see != "all":
-                raise ValueError(f"see={cfg.see} goes by where images stand: set image, the id of an image in the text, or give image_attention_mask")
+                raise ValueError(
+                    f"see={cfg.see} goes by where images stand: set image, the id of an image in the text, or give image_attention_mask"
+                )
             count = (input_ids == cfg.image).long().cumsum(-1) if cfg.image is not None else torch.zeros_like(input_ids)
             if cache is not None and cache.length:
                 count = count + cache.marks["count"][:, cache.length - 1 : cache.length]
@@ -312,8 +331,17 @@ class FlamingoModel(nn.Module):
 def nano():
     """A Flamingo of half a million parameters."""
     words = Decoder(vocab=1024, length=96, dim=128, layers=4, heads=4, hidden=256, pad=0, bos=5, eos=6)
-    picture = ImageEncoder(dim=128, hidden=256, layers=4, heads=4, patch=6, image=36, patch_bias=False, embed_norm=True, norm_whole=True, ffn="plain(quick_gelu)")
-    return Flamingo(words=words, picture=picture, resampler="perceiver(latents=8, layers=2, heads=4, head_dim=32, mult=2)", look_heads=4, look_head_dim=32,
+    picture = ImageEncoder(
+        dim=128,
+        hidden=256,
+        layers=4,
+        heads=4,
+        patch=6,
+        image=36,
+        patch_bias=False,
+        embed_norm=True,
+        norm_whole=True,
+        ffn="plain(quick_gelu)",
+    )
+    return SeeingDecoder(words=words, picture=picture, resampler="perceiver(latents=8, layers=2, heads=4, head_dim=32, mult=2)", look_heads=4, look_head_dim=32,
                     look_hidden=256, every=2)  # fmt: skip
-
-

@@ -88,10 +88,22 @@ class Waves(Bare):
 
     samples = True
 
-    def __init__(self, dim, eps=1e-5, widths=(512,) * 7, kernels=(10, 3, 3, 3, 3, 2, 2), strides=(5, 2, 2, 2, 2, 2, 2), norm="group", act="gelu", bias=False):
+    def __init__(
+        self,
+        dim,
+        eps=1e-5,
+        widths=(512,) * 7,
+        kernels=(10, 3, 3, 3, 3, 2, 2),
+        strides=(5, 2, 2, 2, 2, 2, 2),
+        norm="group",
+        act="gelu",
+        bias=False,
+    ):
         super().__init__()
         if not len(widths) == len(kernels) == len(strides) or not widths:
-            raise ValueError(f"widths, kernels and strides are {len(widths)}, {len(kernels)} and {len(strides)} numbers; each convolution needs one of each")
+            raise ValueError(
+                f"widths, kernels and strides are {len(widths)}, {len(kernels)} and {len(strides)} numbers; each convolution needs one of each"
+            )
         if norm not in ("group", "layer"):
             raise ValueError(f"norm={norm!r} is not group or layer")
         self.convs = nn.ModuleList(nn.Conv1d(i, o, k, s, bias=bias) for i, o, k, s in zip((1, *widths), widths, kernels, strides))

@@ -1,5 +1,7 @@
 """Flamingo's published layouts: Idefics (Laurençon et al., 2023), and the parts of open_flamingo (Awadalla et al., 2023)."""
 
+from typing import Any
+
 from ..checkpoints import config as keys_of
 from ..checkpoints.config import Key
 from ..checkpoints.table import stacked
@@ -8,7 +10,7 @@ from .clip import LEAVES, SEES
 from .clip import layers as tower
 from .decoder import Decoder
 from .family import SPECIAL, Family, activation_name, inside
-from .flamingo import CrossModal, Flamingo, nano
+from .flamingo import CrossModal, SeeingDecoder, nano
 from .image import ImageEncoder
 from .llama import TABLE, _rope
 
@@ -38,7 +40,7 @@ WORDS = (
     Key("dropout", "dropout", 0.0),
     *SPECIAL,
 )
-READS = dict(norm="rms", order="pre", final_norm=True, biases="", pattern="causal", output="lm")
+READS: dict[str, Any] = dict(norm="rms", order="pre", final_norm=True, biases="", pattern="causal", output="lm")
 RESAMPLER = {"latents": ("resampler_n_latents", 64), "layers": ("resampler_depth", 6), "heads": ("resampler_n_heads", 16),
              "head_dim": ("resampler_head_dim", 96), "qk_norm": ("qk_layer_norms_perceiver", False)}  # fmt: skip
 PLAIN = ("freeze_lm_head", "freeze_text_layers", "freeze_text_module_exceptions", "freeze_vision_layers", "freeze_vision_module_exceptions",
@@ -66,7 +68,12 @@ def _after(raw, cfg):
     part = lambda value, keys: {k.theirs: k.save(getattr(value, k.ours)) for k in keys}
     words, seen, resampler = raw.pop("_words"), raw.pop("_picture"), parse(raw.pop("_resampler"))
     rope = parse(words.position)
-    if rope[0] != "rope" or set(rope[2]) - {"base"} or raw.pop("_ffn") != words.ffn or (raw.pop("_heads"), raw.pop("_hidden"), raw.pop("_eps")) != (words.heads, words.hidden, words.norm_eps):
+    if (
+        rope[0] != "rope"
+        or set(rope[2]) - {"base"}
+        or raw.pop("_ffn") != words.ffn
+        or (raw.pop("_heads"), raw.pop("_hidden"), raw.pop("_eps")) != (words.heads, words.hidden, words.norm_eps)
+    ):
         raise ValueError("in this layout the gated blocks have the shape of the language model's, which turns by rope")
     eyes = {theirs: resampler[2].get(ours, default) for ours, (theirs, default) in RESAMPLER.items()}
     return raw | part(words, WORDS) | {
@@ -86,7 +93,11 @@ def table(cfg):
              ("lm_head.additional_fc.weight", "words.head.out.more.weight")]  # fmt: skip
     rows += [(V + "embeddings.class_embedding", "picture.embed.first"), (V + "embeddings.patch_embedding.weight", "picture.embed.cut.weight"),
              (V + "embeddings.position_embedding.weight", "picture.embed.position.weight")]  # fmt: skip
-    rows += [(f"{V}{a}.{leaf}", f"picture.{b}.{leaf}") for a, b in (("pre_layrnorm", "embed.norm"), ("post_layernorm", "last")) for leaf in LEAVES]
+    rows += [
+        (f"{V}{a}.{leaf}", f"picture.{b}.{leaf}")
+        for a, b in (("pre_layrnorm", "embed.norm"), ("post_layernorm", "last"))
+        for leaf in LEAVES
+    ]
     rows += tower(V + "encoder.layers.", "picture.blocks.", "{j}")
     for n, i in enumerate(range(0, cfg.words.layers, cfg.every)):
         L, ours = f"{G}{n}.", f"words.blocks.{i}."
@@ -99,7 +110,12 @@ def table(cfg):
     rows += [(P + "latents", "resampler.latents"), *((f"{P}layer_norm.{leaf}", f"resampler.norm.{leaf}") for leaf in LEAVES)]
     for n in range(parse(cfg.resampler)[2].get("layers", 6) if cfg.resampler != "none" else 0):
         A, F, ours = f"{P}blocks.{n}.0.", f"{P}blocks.{n}.1.", f"resampler.blocks.{n}."
-        both = (("context_layer_norm", "attn.f.media"), ("latents_layer_norm", "attn.pre"), ("q_layer_norm", "attn.f.attn.q_norm"), ("k_layer_norm", "attn.f.attn.k_norm"))
+        both = (
+            ("context_layer_norm", "attn.f.media"),
+            ("latents_layer_norm", "attn.pre"),
+            ("q_layer_norm", "attn.f.attn.q_norm"),
+            ("k_layer_norm", "attn.f.attn.k_norm"),
+        )
         rows += [(f"{A}{a}.{leaf}", f"{ours}{b}.{leaf}") for a, b in both for leaf in LEAVES]
         rows += [(f"{A}{a}_proj.weight", f"{ours}attn.f.attn.{b}.weight") for a, b in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o"))]
         rows += [(f"{F}ln.{leaf}", f"{ours}ffn.pre.{leaf}") for leaf in LEAVES]
@@ -109,7 +125,7 @@ def table(cfg):
 
 IDEFICS = Family(
     name="idefics",
-    config=Flamingo,
+    config=SeeingDecoder,
     keys=(
         Key("_words", "words", None),
         Key("_picture", "picture", None),
@@ -121,7 +137,13 @@ IDEFICS = Family(
         Key("qk_layer_norms", "look_qk_norm", False),
         Key("cross_layer_interval", "every", 1),
         Key("additional_vocab_size", "more", 0),
-        Key("alpha_type", "gate", "float", lambda v: {"float": "number", "vector": "vector"}[v], lambda v: {"number": "float", "vector": "vector"}[v]),
+        Key(
+            "alpha_type",
+            "gate",
+            "float",
+            lambda v: {"float": "number", "vector": "vector"}[v],
+            lambda v: {"number": "float", "vector": "vector"}[v],
+        ),
     ),
     before=_before,
     after=_after,
@@ -154,14 +176,24 @@ def open_table(cfg):
     split = stacked(2)
     for n in range(parse(cfg.resampler)[2]["layers"]):
         P, ours = f"perceiver.layers.{n}.", f"resampler.blocks.{n}."
-        rows += [(f"{P}{a}.{leaf}", f"{ours}{b}.{leaf}") for a, b in (("0.norm_media", "attn.f.media"), ("0.norm_latents", "attn.pre"), ("1.0", "ffn.pre")) for leaf in LEAVES]
-        rows += [(f"{P}{a}.weight", f"{ours}{b}.weight") for a, b in (("0.to_q", "attn.f.attn.q"), ("0.to_out", "attn.f.attn.o"), ("1.1", "ffn.f.up"), ("1.3", "ffn.f.down"))]
+        rows += [
+            (f"{P}{a}.{leaf}", f"{ours}{b}.{leaf}")
+            for a, b in (("0.norm_media", "attn.f.media"), ("0.norm_latents", "attn.pre"), ("1.0", "ffn.pre"))
+            for leaf in LEAVES
+        ]
+        rows += [
+            (f"{P}{a}.weight", f"{ours}{b}.weight")
+            for a, b in (("0.to_q", "attn.f.attn.q"), ("0.to_out", "attn.f.attn.o"), ("1.1", "ffn.f.up"), ("1.3", "ffn.f.down"))
+        ]
         rows += [(f"{P}0.to_kv.weight", [f"{ours}attn.f.attn.{x}.weight" for x in "kv"], split)]
     for n in range(cfg.layers):
         G, ours = f"gated_cross_attn_layers.{n}.", f"blocks.{n}."
         rows += [(f"{G}attn_gate", f"{ours}look.gate.weight"), (f"{G}ff_gate", f"{ours}think.gate.weight")]
         rows += [(f"{G}{a}.{leaf}", f"{ours}{b}.{leaf}") for a, b in (("attn.norm", "look.pre"), ("ff.0", "think.pre")) for leaf in LEAVES]
-        rows += [(f"{G}{a}.weight", f"{ours}{b}.weight") for a, b in (("attn.to_q", "look.f.attn.q"), ("attn.to_out", "look.f.attn.o"), ("ff.1", "think.f.up"), ("ff.3", "think.f.down"))]
+        rows += [
+            (f"{G}{a}.weight", f"{ours}{b}.weight")
+            for a, b in (("attn.to_q", "look.f.attn.q"), ("attn.to_out", "look.f.attn.o"), ("ff.1", "think.f.up"), ("ff.3", "think.f.down"))
+        ]
         rows += [(f"{G}attn.to_kv.weight", [f"{ours}look.f.attn.{x}.weight" for x in "kv"], split)]
     return rows
 

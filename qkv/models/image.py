@@ -4,7 +4,9 @@ Dims: B batch, C channels, N patches, T tokens (the patches, and a class token b
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,14 @@ class ImageEncoder(Shape):
 
     def build(self):
         return initialise(ImageEncoderModel(self), self)
+
+
+def normalised(pixels_BCHW, folder=None):
+    """Bytes as a model reads them: from -1 to 1, or by the mean and deviation of the preprocessor_config.json that a published folder holds."""
+    x, path = pixels_BCHW.float() / 255, None if folder is None else Path(folder) / "preprocessor_config.json"
+    given = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    mean, std = (torch.tensor(given.get(k, [0.5])).view(1, -1, 1, 1) for k in ("image_mean", "image_std"))
+    return (x - mean) / std
 
 
 def table(cfg, dim):

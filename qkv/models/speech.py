@@ -75,7 +75,9 @@ class SpeechEncoderDecoderModel(EncoderDecoderModel):
             raise ValueError(f"input_features have the shape {shape}; they must be (batch, {cfg.features}, frames)")
         T = front.length(input_features.shape[2])
         if not 1 <= T <= cfg.frames:
-            raise ValueError(f"a sound of {input_features.shape[2]} frames gives {T} vectors, and the encoder has 1 to {cfg.frames} positions")
+            raise ValueError(
+                f"a sound of {input_features.shape[2]} frames gives {T} vectors, and the encoder has 1 to {cfg.frames} positions"
+            )
         toks = tokens(T, device=input_features.device)
         x = self.encoder_embed(input_features.mT, toks.position)
         return self.encoder.run(x, Context(toks, losses=[] if losses is None else losses)), toks

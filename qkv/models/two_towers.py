@@ -43,7 +43,19 @@ class TwoTowers:
         one_of("end", self.end, ("eos", "highest"))
 
     def __getattr__(self, name):
-        if name in ("vocab", "length", "dim", "heads", "kv_heads", "wide", "embed_dim", "pad", "bos", "eos", "types"):  # what is said of a model of text
+        if name in (
+            "vocab",
+            "length",
+            "dim",
+            "heads",
+            "kv_heads",
+            "wide",
+            "embed_dim",
+            "pad",
+            "bos",
+            "eos",
+            "types",
+        ):  # what is said of a model of text
             return getattr(self.words, name)
         raise AttributeError(name)
 

@@ -3,7 +3,7 @@
 from ..checkpoints.config import Key
 from ..checkpoints.table import Op
 from ..core.slots import parse
-from .conformer import MOVING, NORM, Conformer
+from .conformer import MOVING, NORM, SpeechEncoder
 from .family import SPECIAL, Family, activation_name
 
 heads = Op(lambda ts: [t[:, None] for t in ts], lambda ts: [t[:, 0] for t in ts])
@@ -75,7 +75,7 @@ def table(cfg):
 
 WAV2VEC2 = Family(
     name="wav2vec2-conformer",
-    config=Conformer,
+    config=SpeechEncoder,
     keys=(
         Key("vocab_size", "vocab", 32),
         Key("hidden_size", "dim", 768),

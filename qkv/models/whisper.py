@@ -26,7 +26,9 @@ def stack(side, n):
 
 
 def size(dim, layers, **more):
-    n = dict(dim=dim, layers=layers, decoder_layers=layers, heads=dim // 64, decoder_heads=dim // 64, hidden=4 * dim, decoder_hidden=4 * dim)
+    n = dict(
+        dim=dim, layers=layers, decoder_layers=layers, heads=dim // 64, decoder_heads=dim // 64, hidden=4 * dim, decoder_hidden=4 * dim
+    )
     return n | more
 
 

@@ -11,7 +11,13 @@ from .language import Causal, Contrastive, Detection, Masked, Prefix, Sentences
 from .restore import Corrupt, Denoise, SequenceToSequence
 from .tasks import TASKS as ON_TEXT
 
-TASKS = ON_TEXT | {"images": images.Images, "reconstruct": images.Reconstruct, "match": images.Match, "transcribe": speech.Transcribe}
+TASKS = ON_TEXT | {
+    "images": images.Images,
+    "reconstruct": images.Reconstruct,
+    "match": images.Match,
+    "caption": images.Caption,
+    "transcribe": speech.Transcribe,
+}
 OBJECTIVES = {
     "causal": Causal,
     "prefix": Prefix,

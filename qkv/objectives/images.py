@@ -118,6 +118,32 @@ class Reconstruct(Images):
         value = model(**batch.inputs)["loss"] * batch.count
         return Loss(value, batch.count, {"loss": value.detach()})
 
+    @torch.inference_mode()
+    def predict(self, model, items, device="cpu"):
+        return [""] * len(items)
+
+    @torch.inference_mode()
+    def picture(self, model, items, path, count=6):
+        """Images, what is left of them, and what the model makes of that."""
+        from .. import pictures
+
+        items = items[:: max(1, len(items) // count)][:count]
+        batch = self.pairs(items, None)
+        out = model.eval()(**batch.inputs)
+        x, cfg = batch.inputs["pixel_values"], self.config
+        blocks = lambda y: y.unflatten(1, (cfg.grid, cfg.grid)).unflatten(3, (cfg.patch, cfg.patch, cfg.channels)).permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
+        plain = dataclasses.replace(cfg, norm_pixels=False)
+        model.config = plain
+        patches = model.target(x)
+        model.config = cfg
+        said = out["logits"]
+        if cfg.norm_pixels:  # the mean and deviation of a patch are not guessed: those of the truth
+            said = said * (patches.var(-1, keepdim=True) + 1e-6).sqrt() + patches.mean(-1, keepdim=True)
+        hidden = out["mask"][..., None].bool()
+        seen = [blocks(y) for y in (patches, patches.masked_fill(hidden, 0), torch.where(hidden, said, patches))]
+        as_bytes = lambda y: ((y.clamp(-1, 1) + 1) * 127.5).byte().numpy()
+        return pictures.rows(path, [[as_bytes(y[i]) for y in seen] for i in range(len(items))], ["image", "what is seen", "what is said"])
+
     def show(self, model, run):
         return f"{self.config.rate:.0%} of {self.config.grid**2} patches are hidden"
 
@@ -185,6 +211,14 @@ class Match(Images):
         held = {f"{way}{k}": float((r < k).float().mean()) for way, r in rank.items() for k in (1, 5)}
         return held, [items[j]["wanted"] for j in scores.argmax(1).tolist()]
 
+    def picture(self, model, items, path, count=20):
+        """The similarity of some images and texts, each pair on the diagonal."""
+        from .. import pictures
+
+        items = items[:: max(1, len(items) // count)][:count]
+        scores, names = self.similarity(self.predict(model, items)), [i["wanted"][:28] for i in items]
+        return pictures.matrix(path, scores, names, names, "cosine of image (row) and text (column)")
+
     def show(self, model, run):
         items = run.valid.pairs
         was = model.training
@@ -192,4 +226,123 @@ class Match(Images):
         said = [s for i in range(0, len(items), 64) for s in self.predict(model, items[i : i + 64], run.device)]
         model.train(was)
         nearest = self.ranked(items, said)[1]
-        return ", ".join(i["wanted"] + ("" if n == i["wanted"] else f" (nearest: {n})") for i, n in list(zip(items, nearest))[:: max(1, len(items) // 6)][:6])
+        return ", ".join(
+            i["wanted"] + ("" if n == i["wanted"] else f" (nearest: {n})")
+            for i, n in list(zip(items, nearest))[:: max(1, len(items) // 6)][:6]
+        )
+
+
+class Caption(Match):
+    """A text for an image, behind up to `shots` examples, each an image and its text (Flamingo, 2022, section 2.3). In training their number is
+    drawn. near: the examples are the training images that are most alike to the frozen encoder (section C.3, RICES), or drawn."""
+
+    outputs = {"SeeingDecoder": "lm"}
+    metric, kind = "f1", "caption"  # type: ignore[assignment]
+
+    def __init__(self, config, tokenizer, shots=4, near=True, shift=0, augment="none", longest=16):
+        super().__init__(config, tokenizer, shift, False, augment)
+        if not 0 <= shots <= 32 or longest < 1:
+            raise ValueError(f"shots={shots} must be from 0 to 32, and longest={longest} at least 1")
+        if config.image is None:
+            raise ValueError("the model has no id for an image in the text (image)")
+        self.shots, self.near, self.longest, self.pool, self.vectors = shots, near, longest, [], None
+
+    def text(self, text, where):
+        ids = self.tokenizer.encode(text)[: self.longest]
+        room = self.config.length // (self.shots + 1) - 2
+        if len(ids) > room:
+            raise DataError(
+                f"{where}: the text {text[:60]!r} has {len(ids)} tokens; with {self.shots} examples beside it the model reads {room} of each"
+            )
+        return ids
+
+    def encode(self, examples, training=False):
+        out = super().encode(examples)
+        if training:
+            self.pool = [i | {"number": n} for n, i in enumerate(out)]
+        return self.pool if training else out
+
+    @torch.inference_mode()
+    def prepare(self, model):
+        """The vectors of all training images, by which the nearest are found."""
+        if self.near and self.pool:
+            self.vectors = self.seen_as(model, self.pool)
+            self.nearest(model, self.pool)
+
+    def seen_as(self, model, items):
+        was = model.training
+        model.eval()
+        device = next(model.parameters()).device
+        vectors = [
+            model.picture(self.pixels(items[i : i + 64], None).to(device))["hidden"].mean(1).float().cpu() for i in range(0, len(items), 64)
+        ]
+        model.train(was)
+        return F.normalize(torch.cat(vectors), dim=-1)
+
+    def nearest(self, model, items):
+        """Gives each item the numbers of the training images most alike, the nearest last."""
+        if self.near and self.vectors is not None and items and "near" not in items[0]:
+            scores = self.seen_as(model, items) @ self.vectors.T
+            for i, row in zip(items, scores):
+                if "number" in i:
+                    row[i["number"]] = -2
+                i["near"] = row.topk(min(8, len(row))).indices.flip(0).tolist()
+
+    def examples(self, item, count, rng):
+        """`count` training items to stand before one."""
+        if not count or not self.pool:
+            return []
+        if self.near and "near" in item:
+            return [self.pool[n] for n in item["near"][-count:]]
+        return [self.pool[int(n)] for n in rng.integers(0, len(self.pool), count)]
+
+    def rows(self, items, rng, count):
+        """([items of each row, the asked one last]); count: examples, None: drawn."""
+        draw = rng if rng is not None else np.random.default_rng(0)
+        return [[*self.examples(i, int(draw.integers(0, self.shots + 1)) if count is None else count, draw), i] for i in items]
+
+    def media(self, rows, rng):
+        """(B, N, C, H, W); rows with fewer images have the last ones empty."""
+        most = max(map(len, rows))
+        flat = self.pixels([i for row in rows for i in row], rng)
+        out, at = flat.new_zeros(len(rows), most, *flat.shape[1:]), 0
+        for b, row in enumerate(rows):
+            out[b, : len(row)] = flat[at : at + len(row)]
+            at += len(row)
+        return out
+
+    def pairs(self, items, rng):
+        rows = self.rows(items, rng, None if rng is not None else self.shots)
+        image, eos = self.config.image, self.config.eos
+        texts = [[t for i in row for t in (image, *i["ids"], eos)] for row in rows]
+        ids, mask = padded(texts, self.config.pad)
+        labels = ids[:, 1:].masked_fill(~mask[:, 1:] | (ids[:, 1:] == image), IGNORE)
+        if rng is None:  # the asked text alone
+            for b, row in enumerate(rows):
+                labels[b, : len(texts[b]) - len(row[-1]["ids"]) - 2] = IGNORE
+        inputs = {"input_ids": ids[:, :-1].contiguous(), "attention_mask": mask[:, :-1].long(), "pixel_values": self.media(rows, rng)}
+        return Batch(inputs, labels.flatten(), int((labels != IGNORE).sum()), int(mask.sum()))
+
+    def score(self, model, batch):
+        out = model(**batch.inputs, labels=batch.labels)
+        return Loss(out["loss"], batch.count, {"loss": out["plain"]})
+
+    @torch.inference_mode()
+    def predict(self, model, items, device="cpu"):
+        """The text of each image."""
+        from ..generation import generate
+
+        rows = self.rows(items, None, self.shots)
+        image, eos = self.config.image, self.config.eos
+        prompts = [[*(t for i in row[:-1] for t in (image, *i["ids"], eos)), image] for row in rows]
+        media = model.look(self.media(rows, None).to(device))
+        written = generate(model, prompts, most=self.longest, given={"media": media})
+        return [self.tokenizer.decode(w).strip() for w in written]
+
+    def show(self, model, run):
+        items = run.valid.pairs[:: max(1, len(run.valid.pairs) // 6)][:6]
+        self.nearest(model, items)
+        was = model.training
+        said = self.predict(model.eval(), items, run.device)
+        model.train(was)
+        return ", ".join(f"{i['wanted']}" + ("" if s == i["wanted"] else f" (said: {s})") for i, s in zip(items, said))

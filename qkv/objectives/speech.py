@@ -19,14 +19,24 @@ class Transcribe(Task):
     on the next token. SpecAugment (Park et al., 2019, section 2) hides, in training, `bands` bands of at most a share `band` of the features and
     `spans` spans of at most a share `span` of the frames; shift: seconds of silence put before a sound, at most. beams: of the decoding."""
 
-    outputs = {"Conformer": "ctc", "SpeechEncoderDecoder": "lm"}
+    outputs = {"SpeechEncoder": "ctc", "SpeechEncoderDecoder": "lm"}
     metric, kind = "right", "transcribe"
 
     def __init__(self, tokenizer, config, bands=2, band=0.15, spans=2, span=0.1, shift=0.0, beams=0, smoothing=0.0):
         if min(bands, spans, beams) < 0 or not 0 <= band <= 1 or not 0 <= span <= 1 or not 0 <= shift < 30:
-            raise ValueError(f"bands={bands}, spans={spans} and beams={beams} must be 0 or more, band={band} and span={span} shares, shift={shift} seconds under 30")
+            raise ValueError(
+                f"bands={bands}, spans={spans} and beams={beams} must be 0 or more, band={band} and span={span} shares, shift={shift} seconds under 30"
+            )
         self.tokenizer, self.config, self.topology = tokenizer, config, type(config).__name__
-        self.bands, self.band, self.spans, self.span, self.shift, self.beams, self.smoothing = bands, band, spans, span, shift, beams, smoothing
+        self.bands, self.band, self.spans, self.span, self.shift, self.beams, self.smoothing = (
+            bands,
+            band,
+            spans,
+            span,
+            shift,
+            beams,
+            smoothing,
+        )
         self.ctc = config.output == "ctc"
 
     @classmethod
@@ -34,7 +44,9 @@ class Transcribe(Task):
         found = audio.read(cfg, source, part)
         for e in found:
             if not e.label:
-                raise DataError(f"{e.where}: has no transcript; put it into a .txt beside it, a table (data.pair=COLUMN), its folder's name, or before the first _ of its name")
+                raise DataError(
+                    f"{e.where}: has no transcript; put it into a .txt beside it, a table (data.pair=COLUMN), its folder's name, or before the first _ of its name"
+                )
         return found
 
     @classmethod

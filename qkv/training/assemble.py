@@ -65,10 +65,14 @@ def assemble(r, weights=None, before=None):
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task, t.seed) if task else data_of.open_corpus(d)
     carried = lambda cfg: {} if task is None else carries(task, cfg, corpus)  # fields that the task asks of a model
-    begun = weights or (folder.weights(t.init) if t.init else None)
+    parts = models.parts_of(cfg) if weights is None else ()
+    begun = weights or (folder.weights(t.init) if t.init and not parts else None)
     torch.manual_seed(t.seed)
     tokenizer_of = tokenizers.load if has_words else lambda where: tokenizers.NoTokens()
-    if begun is None and not has_words:
+    if parts:
+        tokenizer, model = together(cfg, parts, t.init)
+        cfg = model.config
+    elif begun is None and not has_words:
         tokenizer, model = tokenizer_of(None), models.build(models.replace(cfg, **carried(cfg)))
         cfg = model.config
     elif begun is None:
@@ -103,6 +107,7 @@ def assemble(r, weights=None, before=None):
             data_of.Pairs(items, tokens=1 << 62, seed=t.seed, rows=t.batch, size=[len(i["ids"]) for i in items])
             for items in (objective.encode(corpus.train, training=True), objective.encode(corpus.valid))
         )
+        objective.prepare(model)
     else:
         objective = objectives.make(t.objective, cfg, tokenizer, corpus.paired, mask_rate=t.mask_rate, smoothing=t.smoothing)
         torch.manual_seed(t.seed + 1)
@@ -111,12 +116,29 @@ def assemble(r, weights=None, before=None):
             d, corpus, tokenizer, length=length, extra=objective.extra, tokens=t.tokens, seed=t.seed, joined=objective.joined
         )
     freeze(model, t.freeze)
+    if hasattr(model, "trained"):
+        kept = {id(p) for p in model.trained().values()}
+        for p in model.parameters():
+            p.requires_grad_(id(p) in kept)
     pairs = isinstance(train, data_of.Pairs) and not task
     rows = t.tokens // length if pairs else t.batch
     fits(model, max(1, rows // distributed.world()), device, "tokens" if pairs else "batch")
     bf16, matmul, arithmetic = machine.settle(t.precision, model, rows * length, device.type, before)
     torch.set_float32_matmul_precision(matmul)
     return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16, arithmetic)
+
+
+def together(cfg, parts, init):
+    """(tokenizer, model) of trained parts: init is `words=RUN,picture=RUN`."""
+    given = dict(p.strip().partition("=")[::2] for p in (init or "").split(",") if "=" in p)
+    if set(given) != set(parts):
+        raise recipe.RecipeError(
+            f"train.init={init}: this model is put together from trained parts; give init=" + ",".join(f"{p}=RUN" for p in parts)
+        )
+    found = {p: folder.weights(where) for p, where in given.items()}
+    loaded = {p: models.load(where) for p, where in found.items()}
+    tokenizer = tokenizers.load(found["words"])
+    return tokenizer, models.join(cfg, loaded)
 
 
 def fresh(r, cfg, fields, corpus):
@@ -157,7 +179,7 @@ def labelled(d, task, seed=0):
     train = task.read(d, d.source, "train")
     if d.valid and "*" in d.valid and not Path(d.valid).exists():
         train, valid = media.held(train, d.valid)
-    elif d.valid or d.source in data_of.registry.PUBLISHED:
+    elif d.valid or d.source in data_of.registry.PUBLISHED or d.source == "dial":
         valid = task.read(d, d.valid or d.source, "valid")
     else:
         train, valid = examples.split(train, d.holdout)
