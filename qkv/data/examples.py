@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from . import registry
 from .text import DataError, _kind, files_of, lines, read_text
@@ -233,5 +234,6 @@ def digest(*parts):
 
 
 def _bytes(text, *more):
-    """What a hash is taken of; text may be pixels."""
+    """What a hash is taken of; text may be pixels, or a file, which is known by its name and its folder's."""
+    text = "/".join(text.parts[-2:]) if isinstance(text, Path) else text
     return text.tobytes() + repr(more).encode() if hasattr(text, "tobytes") else repr((text, *more)).encode()

@@ -3,6 +3,7 @@
 Dims: S samples, F frames, M features, V vocabulary, H heads, L tokens, T vectors of a sound.
 """
 
+import math
 import re
 import zlib
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ def _plain(model, tokenizer, wave, words, progress):
         seconds = at / audio.RATE, min(at + size, len(wave)) / audio.RATE
         said = Segment(*seconds, tokenizer.decode(ids).strip(), score)
         if words and ids:
-            said.words = aligned(model, tokenizer, frames, [start], ids, (seconds[1] - seconds[0]) * SECOND, seconds[0])
+            said.words = aligned(model, tokenizer, frames, [start], ids, (0.0, seconds[1] - seconds[0]), seconds[0])
         out.append(said)
     return out
 
@@ -196,7 +197,7 @@ def _long(model, tokenizer, wave, protocol, language, task, words, progress):
         for start, end, tokens in parts:
             said = Segment(here + start, here + end, tokenizer.decode(tokens).strip(), score)
             if words and tokens:
-                said.words = aligned(model, tokenizer, frames, prefix, tokens, whole / audio.HOP, here)
+                said.words = aligned(model, tokenizer, frames, prefix, tokens, (start, end), here)
             if said.text:
                 out.append(said)
         at += int(ended * audio.RATE) if ended else whole
@@ -211,9 +212,9 @@ def _segments(ids, first, seconds):
         if i < first:
             now.append(i)
             continue
-        time = (i - first) * STEP
+        time = min((i - first) * STEP, seconds)
         if now:
-            parts.append((start, min(time, seconds), now))
+            parts.append((start, time, now))
             now = []
             if n + 1 < len(ids) and ids[n + 1] >= first:
                 ended = time  # a pair: the segment is whole
@@ -240,19 +241,19 @@ def looks(model, frames_1MF, ids):
     return torch.stack(kept)
 
 
-def aligned(model, tokenizer, frames_1MF, prefix, ids, frames, offset=0.0):
-    """[(word, start, end)]: the cheapest monotonous path through the cross-attention of the upper half of the layers, smoothed over seven
-    vectors (dynamic time warping; the published code's way)."""
+def aligned(model, tokenizer, frames_1MF, prefix, ids, within, offset=0.0):
+    """[(word, start, end)] of a segment: the cheapest monotonous path through the cross-attention of the upper half of the layers, smoothed over
+    seven vectors (dynamic time warping; the published code's way). within: its start and end in the window, offset: the window's
+    start, in seconds."""
     weights = looks(model, frames_1MF, [*prefix, *ids])
     weights = weights[len(weights) // 2 :, :, len(prefix) - 1 : -1].flatten(0, 1)  # what each token was written from
-    T = min(weights.shape[-1], max(1, model.encoder_embed.front.length(int(frames))))
-    w = weights[..., :T].float()
+    per = model.window / model.config.frames / SECOND  # seconds of a vector
+    first = min(int(within[0] / per), weights.shape[-1] - 1)
+    last = min(max(first + 1, math.ceil(within[1] / per)), weights.shape[-1])
+    w = weights[..., first:last].float()
     w = (w - w.mean(-2, keepdim=True)) / (w.std(-2, keepdim=True, unbiased=False) + 1e-6)
-    padded = torch.nn.functional.pad(w, (3, 3), mode="replicate")
-    w = padded.unfold(-1, 7, 1).median(-1).values.mean(0)
-    first = warp(-w)
-    per = model.window / model.config.frames / SECOND
-    return _words(tokenizer, ids, [offset + t * per for t in [*first, T]])
+    w = torch.nn.functional.pad(w, (3, 3), mode="replicate").unfold(-1, 7, 1).median(-1).values.mean(0)
+    return _words(tokenizer, ids, [offset + (first + t) * per for t in [*warp(-w), last - first]])
 
 
 def warp(cost_LT):

@@ -29,6 +29,8 @@ class ConvNet(Shape):
         for name in ("image", "channels", "depth"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a whole number of at least 1")
+        if not isinstance(self.widths, (tuple, list)) or not all(isinstance(w, int) and w > 0 for w in self.widths) or not self.widths:
+            raise ValueError(f"widths={self.widths!r}: must be whole numbers of at least 1, one a stage, e.g. [16, 32, 64]")
         if self.image < 2 ** (len(self.widths) - 1):
             raise ValueError(f"image={self.image}: {len(self.widths)} stages need at least {2 ** (len(self.widths) - 1)} pixels")
         sizes = {"dim": self.widths[-1], "layers": 2 * self.depth * len(self.widths), "length": self.image**2}

@@ -17,22 +17,34 @@ from .base import Loss
 from .tasks import Classification
 
 
-def _kornia(name, **options):
-    def make():
+def _kornia(make):
+    def augment():
         try:
-            from kornia.augmentation import auto
+            from kornia import augmentation
+            from kornia.augmentation import auto  # noqa: F401
         except ImportError:
             raise ValueError("augment needs kornia: pip install 'qkv[images]'") from None
-        return getattr(auto, name)(**options)
+        return make(augmentation)
 
-    return make
+    return augment
 
 
-AUGMENTS = {"none": lambda: None, "rand": _kornia("RandAugment", n=2, m=10), "trivial": _kornia("TrivialAugment")}
+AUGMENTS = {
+    "none": lambda: None,
+    "mild": _kornia(
+        lambda k: torch.nn.Sequential(
+            k.RandomAffine(15.0, translate=(0.1, 0.1), scale=(0.8, 1.2), padding_mode="border", p=0.9),
+            k.RandomErasing(scale=(0.02, 0.2), p=0.5),
+        )
+    ),
+    "rand": _kornia(lambda k: k.auto.RandAugment(n=2, m=10)),
+    "trivial": _kornia(lambda k: k.auto.TrivialAugment()),
+}
 
 
 class Images(Classification):
-    """The class of an image. shift: in training it is moved by up to so many pixels; flip: mirrored half of the time; augment: none, or
+    """The class of an image. shift: in training it is moved by up to so many pixels; flip: mirrored half of the time; augment: none, mild
+    (turned, scaled and moved a little, a part erased), or
     rand or trivial (RandAugment, Cubuk et al., 2020; TrivialAugment, Müller and Hutter, 2021, as kornia does them)."""
 
     outputs = {"ImageEncoder": "sequence", "ConvNet": "sequence"}
@@ -150,14 +162,17 @@ class Reconstruct(Images):
 
 class Match(Images):
     """Which text belongs to which image, among all of a batch, both ways (CLIP, 2021, figure 3). Held-out pairs are found among each other:
-    at1, at5: share of texts whose image is the nearest, or among the nearest five; back1, back5: of images whose text is."""
+    at1, at5: share of texts whose image is the nearest, or among the nearest five; back1, back5: of images whose text is. drop: share of a text's
+    tokens that are left out in training."""
 
     outputs = {"TwoTowers": "similarity"}
     metric, kind = "at5", "match"  # type: ignore[assignment]
 
-    def __init__(self, config, tokenizer, shift=0, flip=False, augment="none"):
+    def __init__(self, config, tokenizer, shift=0, flip=False, augment="none", drop=0.0):
         super().__init__(config, shift, flip, augment)
-        self.tokenizer = tokenizer
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop={drop}: must be in [0, 1)")
+        self.tokenizer, self.drop = tokenizer, drop
 
     @classmethod
     def read(cls, cfg, source, part):
@@ -182,7 +197,8 @@ class Match(Images):
         return [{"pixels": self.seen(e), "ids": self.text(e.pair, e.where), "wanted": e.pair, "where": e.where} for e in examples]
 
     def pairs(self, items, rng):
-        ids, mask = padded([i["ids"] for i in items], self.config.pad)
+        fewer = lambda ids: [ids[0], *(t for t in ids[1:-1] if rng.random() >= self.drop), ids[-1]]
+        ids, mask = padded([fewer(i["ids"]) if rng is not None and self.drop else i["ids"] for i in items], self.config.pad)
         inputs = {"pixel_values": self.pixels(items, rng), "input_ids": ids, "attention_mask": mask.long()}
         return Batch(inputs, torch.arange(len(items)), len(items), len(items) * self.sees.grid**2 + int(mask.sum()), whole=True)
 
