@@ -187,8 +187,9 @@ def test_pictures_and_names_find_each_other_and_are_captioned(tmp_path, capsys):
     held = [m for m in rows if "valid_at5" in m]
     assert held[-1]["valid_at5"] > held[0]["valid_at5"] and held[-1]["valid_loss"] < 0.9 * held[0]["valid_loss"]
     losses = [m["loss"] for m in rows if "loss" in m]
-    assert main([*match, "task=match(drop=0.1)", "steps=15"]) == 0 and main(["train", "last", "steps=40"]) == 0
-    assert [m["loss"] for m in folder.read_metrics(folder.find("last") / "metrics.jsonl") if "loss" in m] == losses  # bit for bit
+    assert main([*match, "task=match(drop=0.1)", "steps=15"]) == 0 and main(["train", "last", "steps=20"]) == 0
+    again = [m["loss"] for m in folder.read_metrics(folder.find("last") / "metrics.jsonl") if "loss" in m]
+    assert again[:15] == losses[:15] and len(again) == 20  # it goes on from the best evaluation, which need not be the last
     picture = tmp_path / "seen.png"
     one = str(tmp_path / "a/red_blue.png")
     capsys.readouterr()

@@ -105,7 +105,9 @@ class Decoding:
             out = self.model(input_ids=ids, cache=self.cache, **self.extra)
         else:
             out = self.model(input_ids=ids, attention_mask=self.seen >= 0, position_ids=number.clamp(min=0), cache=self.cache, **self.extra)
-        return never(self.model.config, self.pair, out["logits"][:, -1])
+        logits = never(self.model.config, self.pair, out["logits"][:, -1])
+        unwritten = getattr(self.model, "unwritten", ())
+        return logits if not unwritten else logits.index_fill(1, torch.tensor(unwritten, device=logits.device), -torch.inf)
 
     def push(self, tokens_B):
         """Appends one token to every row and works out the scores of the next."""

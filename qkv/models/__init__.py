@@ -147,7 +147,9 @@ def reads_text(cfg):
 
 def has_words(cfg):
     """Does it read or write tokens of a vocabulary?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, SeeingDecoder)) or (isinstance(cfg, SpeechEncoder) and cfg.output == "ctc")
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, SeeingDecoder)) or (
+        isinstance(cfg, SpeechEncoder) and cfg.output == "ctc"
+    )
 
 
 def parts_of(cfg):

@@ -34,7 +34,9 @@ TEXT = (
     Key("max_position_embeddings", "length", 77),
     *SPECIAL,
 )
-SEES: dict[str, Any] = dict(patch_bias=False, embed_norm=True, norm_whole=True, final_norm=True, order="pre", position="learned", pooling="first")
+SEES: dict[str, Any] = dict(
+    patch_bias=False, embed_norm=True, norm_whole=True, final_norm=True, order="pre", position="learned", pooling="first"
+)
 READS: dict[str, Any] = dict(position="learned", order="pre", final_norm=True, pattern="causal", tie=True)
 NEUTRAL = ("projection_dim", "initializer_factor")
 TEXT_IDS = dict(pad_token_id=1, bos_token_id=49406, eos_token_id=49407)
@@ -119,18 +121,29 @@ CLIP = Family(
     buffers=(r"embeddings\.position_ids$",),
     presets={
         "clip-nano": dict(
-            picture=ImageEncoder(dim=128, hidden=256, layers=4, heads=4, patch=6, image=36, dropout=0.1, ffn="plain(quick_gelu)", **SEES),
+            picture=ImageEncoder(
+                **SEES | dict(pooling="mean"),
+                dim=128,
+                hidden=256,
+                layers=2,
+                heads=4,
+                patch=8,
+                image=32,
+                stem="convs",
+                dropout=0.1,
+                ffn="plain(quick_gelu)",
+            ),
             words=Decoder(
                 vocab=1024,
                 length=24,
                 dim=128,
                 hidden=256,
-                layers=3,
+                layers=1,
                 heads=4,
                 pad=1,
                 bos=1022,
                 eos=1023,
-                dropout=0.1,
+                dropout=0.2,
                 output="hidden",
                 ffn="plain(quick_gelu)",
                 **READS,

@@ -277,6 +277,11 @@ class SeeingDecoderModel(nn.Module):
             if tied:
                 self.words.head.out.more.weight = self.words.embed.token.more.weight
 
+    @property
+    def unwritten(self):
+        """Ids that stand for something given, which the model never writes."""
+        return () if self.config.image is None else (self.config.image,)
+
     def trained(self):
         """The parameters that are trained: all but those of the language model and of the encoder of images (section 2.2)."""
         new = (".look.", ".think.", "resampler.", ".more.")
@@ -329,19 +334,8 @@ class SeeingDecoderModel(nn.Module):
 
 
 def nano():
-    """A Flamingo of half a million parameters."""
-    words = Decoder(vocab=1024, length=96, dim=128, layers=4, heads=4, hidden=256, pad=0, bos=5, eos=6)
-    picture = ImageEncoder(
-        dim=128,
-        hidden=256,
-        layers=4,
-        heads=4,
-        patch=6,
-        image=36,
-        patch_bias=False,
-        embed_norm=True,
-        norm_whole=True,
-        ffn="plain(quick_gelu)",
-    )
-    return SeeingDecoder(words=words, picture=picture, resampler="perceiver(latents=8, layers=2, heads=4, head_dim=32, mult=2)", look_heads=4, look_head_dim=32,
-                    look_hidden=256, every=2)  # fmt: skip
+    """A small one; its language model and its encoder of images come from other runs."""
+    words = Decoder(vocab=1024, length=128, dim=128, layers=4, heads=4, hidden=256, pad=0, bos=5, eos=6)
+    picture = ImageEncoder(dim=128, hidden=256, layers=2, heads=4, patch=8, image=32, stem="convs", patch_bias=False, embed_norm=True, norm_whole=True)
+    return SeeingDecoder(words=words, picture=picture, resampler="perceiver(latents=8, layers=1, heads=4, head_dim=32, mult=2)", look_heads=4,
+                         look_head_dim=32, look_hidden=256)  # fmt: skip

@@ -143,7 +143,13 @@ class Reconstruct(Images):
         batch = self.pairs(items, None)
         out = model.eval()(**batch.inputs)
         x, cfg = batch.inputs["pixel_values"], self.config
-        blocks = lambda y: y.unflatten(1, (cfg.grid, cfg.grid)).unflatten(3, (cfg.patch, cfg.patch, cfg.channels)).permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2, 3)
+        blocks = lambda y: (
+            y.unflatten(1, (cfg.grid, cfg.grid))
+            .unflatten(3, (cfg.patch, cfg.patch, cfg.channels))
+            .permute(0, 1, 3, 2, 4, 5)
+            .flatten(1, 2)
+            .flatten(2, 3)
+        )
         plain = dataclasses.replace(cfg, norm_pixels=False)
         model.config = plain
         patches = model.target(x)
@@ -278,13 +284,14 @@ class Caption(Match):
             self.pool = [i | {"number": n} for n, i in enumerate(out)]
         return self.pool if training else out
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prepare(self, model):
         """The vectors of all training images, by which the nearest are found."""
         if self.near and self.pool:
             self.vectors = self.seen_as(model, self.pool)
             self.nearest(model, self.pool)
 
+    @torch.no_grad()
     def seen_as(self, model, items):
         was = model.training
         model.eval()
