@@ -8,6 +8,7 @@ tower (RICES, Flamingo, section C.3), or any.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,22 +35,30 @@ def main():
     p.add_argument("--seconds", type=int, default=600)
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
+    for name in ("clip", "words", "run"):
+        if getattr(a, name):
+            setattr(a, name, str(folder.find(getattr(a, name)).resolve()))
+    os.environ["QKV_RUNS"] = str(Path("emoji-runs").resolve())  # `last` is then one of ours
     data = (f"data={a.names}", f"files={a.files}")
     threads = f"threads={a.threads}"
     if not a.run:
         clip = a.clip or qkv("train", "emoji-clip", *data, threads)
-        words = a.words or language(Data(source=a.names, files=a.files, text="file", pair="name", without="skin tone", holdout=0.2), threads)
+        words = a.words or language(
+            Data(source=a.names, files=a.files, text="file", pair="name", without="skin tone", holdout=0.2), threads
+        )
         a.run = qkv("train", "emoji-flamingo", *data, f"init=words={words},picture={clip}", f"seconds={a.seconds}", threads)
     show(folder.find(str(a.run)))
 
 
 def language(d, threads):
-    """A decoder trained on the names of the training emoji."""
-    kind = objectives.task_of("caption")
+    """A decoder trained on the names of the training emoji, in several orders, in each of which neighbours have words in common: it reads on over
+    their ends, and so learns to go by the names before."""
+    names = [e.pair for e in assemble.labelled(d, objectives.task_of("caption")).train]
+    orders = [names, sorted(names), sorted(names, key=lambda n: n.split()[::-1]), sorted(names, key=lambda n: n.split()[1:] or n)]
     text = Path("emoji-names.txt")
-    text.write_text("\n".join(e.pair for e in assemble.labelled(d, kind).train) + "\n", encoding="utf-8")
-    return qkv("train", "gpt-nano", "dim=128", "layers=4", "heads=4", "hidden=256", "length=128", f"data={text}", "split=line", "tokenizer=wordpiece", "vocab=1024",
-               "seconds=90", "batch=16", "dropout=0.1", threads)  # fmt: skip
+    text.write_text("\n".join(n for order in orders for n in order) + "\n", encoding="utf-8")
+    return qkv("train", "gpt-nano", "dim=128", "layers=4", "heads=4", "hidden=256", "length=128", f"data={text}", "split=line", "across=true",
+               "tokenizer=wordpiece", "vocab=1024", "seconds=150", "batch=16", "dropout=0.1", threads)  # fmt: skip
 
 
 def show(run):
@@ -63,7 +72,10 @@ def show(run):
     whole = recipe.resolve(recipe.load(run / "recipe.toml"))
     kind = objectives.task_of("caption")
     corpus = assemble.labelled(whole.data, kind, whole.train.seed)
-    print(f"{len(corpus.train)} training emoji, {len(corpus.valid)} held out\n| examples | loss a token | F1 of words | exact |\n|---|---|---|---|", flush=True)
+    print(
+        f"{len(corpus.train)} training emoji, {len(corpus.valid)} held out\n| examples | loss a token | F1 of words | exact |\n|---|---|---|---|",
+        flush=True,
+    )
     for near in (True, False):
         for shots in (0, 1, 2, 4):
             if shots == 0 and not near:

@@ -17,18 +17,23 @@ from qkv import runtime
 need("transformers")
 SHAPES = {
     "nano": dict(hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192, image_size=32, patch_size=4, batch=64),
-    "mini": dict(hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024, image_size=64, patch_size=8, batch=32),
-    "tiny": dict(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, image_size=224, patch_size=16, batch=8),
+    "mini": dict(
+        hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024, image_size=64, patch_size=8, batch=32
+    ),
+    "tiny": dict(
+        hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, image_size=224, patch_size=16, batch=8
+    ),
 }
 
 
-def stepper(model, pixels, labels):
-    """A function that makes one step and returns how many images it saw; and the loss before it."""
+def stepper(model, pixels, labels, **more):
+    """A function that makes one step and returns how many images it saw; and the loss before it. more: what the training loop of qkv asks
+    for: the last block for the class token alone, which is all that the head reads."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def loss():
-        return torch.nn.functional.cross_entropy(model(pixel_values=pixels)["logits"], labels)
+        return torch.nn.functional.cross_entropy(model(pixel_values=pixels, **more)["logits"], labels)
 
     def step():
         for _ in range(3):
@@ -61,7 +66,7 @@ def main():
             theirs.save_pretrained(folder)
             ours = qkv.load(folder)
         pixels, labels = torch.randn(batch, 3, shape["image_size"], shape["image_size"]), torch.randint(0, 10, (batch,))
-        (mine, first), (other, second) = stepper(ours, pixels, labels), stepper(theirs, pixels, labels)
+        (mine, first), (other, second) = stepper(ours, pixels, labels, whole=False), stepper(theirs, pixels, labels)
         print(f"{name}: {sum(p.numel() for p in ours.parameters()):,} parameters, {batch} images of {shape['image_size']} pixels; "
               f"first losses {first:.5f} and {second:.5f}")  # fmt: skip
         medians = race({"qkv": mine, "transformers": other}, a.rounds, "images/s")

@@ -73,6 +73,23 @@ def rows(path, pictures, titles):
     return kept(figure, path)
 
 
+def drawn(path, lines):
+    """Lines (text, true image, drawn image, [(word, map)]), images (H, W, C) of bytes. Returns the path."""
+    most = max(len(maps) for *_, maps in lines)
+    figure, axes = canvas(1.5 * (2 + most), 1.75 * len(lines), len(lines), 2 + most)
+    for line, (text, true, made, maps) in zip(axes, lines):
+        for at in line:
+            at.set_axis_off()
+        line[0].imshow(true)
+        line[0].set_title(text[:24], fontsize=7)
+        line[1].imshow(made)
+        line[1].set_title("drawn", fontsize=7)
+        for at, (word, values) in zip(line[2:], maps):
+            at.imshow(values, cmap="inferno")
+            at.set_title(word, fontsize=7)
+    return kept(figure, path)
+
+
 def matrix(path, values_NM, left, below, title=""):
     """Numbers (N, M) as colours, their rows and columns named. Returns the path."""
     import numpy as np

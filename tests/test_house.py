@@ -17,7 +17,7 @@ BELOW = {  # what each package may import
     "data": {"core", "words"},
     "models": {"core", "checkpoints", "words"},
     "interpret": {"core"},
-    "objectives": {"core", "data", "models", "generation", "pictures", "words"},
+    "objectives": {"core", "data", "models", "generation", "interpret", "pictures", "words"},
     "native": {"core", "models", "runtime"},
     "embed": {"data", "native", "runtime"},
     "generation": {"core", "data", "models", "native", "runtime", "words"},

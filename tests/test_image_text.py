@@ -122,7 +122,14 @@ def test_writing_about_images_in_a_batch_is_writing_about_each():
         model(input_ids=ids)
 
 
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (240, 240, 240), "black": (10, 10, 10), "yellow": (220, 220, 30)}
+COLOURS = {
+    "red": (200, 30, 30),
+    "green": (30, 200, 30),
+    "blue": (30, 30, 200),
+    "white": (240, 240, 240),
+    "black": (10, 10, 10),
+    "yellow": (220, 220, 30),
+}
 
 
 def painted(where):
@@ -180,7 +187,18 @@ def test_pictures_and_names_find_each_other_and_are_captioned(tmp_path, capsys):
     common = ("threads=1", "precision=exact", "tokenizer=char")  # trained ones break ties by chance
     small = ("picture.image=8", "picture.patch=4", "picture.dim=32", "picture.layers=1", "picture.heads=2", "picture.hidden=48", "picture.dropout=0",
              "words.dim=32", "words.layers=1", "words.heads=2", "words.hidden=48", "words.dropout=0", "width=16")  # fmt: skip
-    match = ("train", "clip-nano", *small, *common, f"data={table}", "holdout=0.3", "batch=12", "warmup=10", "lr=3e-3", "schedule=inverse_sqrt")
+    match = (
+        "train",
+        "clip-nano",
+        *small,
+        *common,
+        f"data={table}",
+        "holdout=0.3",
+        "batch=12",
+        "warmup=10",
+        "lr=3e-3",
+        "schedule=inverse_sqrt",
+    )
     assert main([*match, "task=match(drop=0.1)", "steps=40"]) == 0
     clip = folder.find("last")
     rows = folder.read_metrics(clip / "metrics.jsonl")
@@ -208,10 +226,26 @@ def test_pictures_and_names_find_each_other_and_are_captioned(tmp_path, capsys):
         assert main(words) == 2 and message in capsys.readouterr().err, message
     texts = tmp_path / "names.txt"
     texts.write_text("\n".join(f"{a} over {b}" for a in COLOURS for b in COLOURS) + "\n")
-    lm = ("train", "gpt-nano", "dim=32", "layers=2", "heads=2", "hidden=48", "length=90", f"data={texts}", "split=line", *common, "steps=20", "batch=4")
+    lm = (
+        "train",
+        "gpt-nano",
+        "dim=32",
+        "layers=2",
+        "heads=2",
+        "hidden=48",
+        "length=90",
+        f"data={texts}",
+        "split=line",
+        *common,
+        "steps=20",
+        "batch=4",
+    )
     assert main(lm) == 0
     language = folder.find("last")
-    assert main(["train", "flamingo-nano", "task=caption", f"data={table}", "holdout=0.3"]) == 2 and "init=words=RUN,picture=RUN" in capsys.readouterr().err
+    assert (
+        main(["train", "flamingo-nano", "task=caption", f"data={table}", "holdout=0.3"]) == 2
+        and "init=words=RUN,picture=RUN" in capsys.readouterr().err
+    )
     see = ("train", "flamingo-nano", "task=caption(shots=2)", f"data={table}", f"init=words={language},picture={clip}", "holdout=0.3", "threads=1",
            "precision=exact", "resampler=perceiver(latents=4, layers=1, heads=2, head_dim=8)", "look_heads=2", "look_head_dim=16", "batch=12", "lr=1e-2",
            "warmup=5", "schedule=inverse_sqrt")  # fmt: skip
@@ -234,7 +268,9 @@ def test_a_caption_learns_from_all_texts_and_is_judged_on_the_last():
     cfg = models.replace(model.config, vocab=len(tokenizer), pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos)
     cfg = models.replace(cfg, image=len(tokenizer))
     task = objectives.make_task("caption(shots=2, near=false)", cfg, tokenizer, 48)
-    items = [{"pixels": torch.zeros(3, 8, 8, dtype=torch.uint8), "ids": tokenizer.encode(t), "wanted": t, "where": t} for t in ("ab", "cde", "f")]
+    items = [
+        {"pixels": torch.zeros(3, 8, 8, dtype=torch.uint8), "ids": tokenizer.encode(t), "wanted": t, "where": t} for t in ("ab", "cde", "f")
+    ]
     task.pool = items
     rows = task.rows(items[:1], np.random.default_rng(0), 2)
     assert len(rows[0]) == 3 and rows[0][-1] is items[0]

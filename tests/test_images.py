@@ -171,7 +171,9 @@ def test_a_convolution_sees_its_neighbours_and_no_padding():
 @torch.no_grad()
 def test_a_padded_conformer_equals_its_rows_alone(position):
     torch.manual_seed(0)
-    cfg = models.SpeechEncoder(dim=32, heads=4, layers=2, hidden=48, position=position, features=20, conv="convolution(kernel=5)", length=64)
+    cfg = models.SpeechEncoder(
+        dim=32, heads=4, layers=2, hidden=48, position=position, features=20, front="frames", conv="convolution(kernel=5)", length=64
+    )
     model = models.build(cfg).double().eval()
     x = torch.randn(2, 15, 20, dtype=torch.float64)
     out = model(x, lengths=torch.tensor([15, 9])).hidden
@@ -191,7 +193,7 @@ def test_a_padded_conformer_equals_its_rows_alone(position):
         (lambda: models.create("mae-nano")(torch.randn(1, 3, 32, 32), noise=torch.rand(1, 5)), "1 images of 64 patches need"),
         (lambda: models.build(models.SpeechEncoder(dim=32, heads=4, layers=1, conv="convolution(kernel=0)")), "kernel and expand"),
         (lambda: models.build(models.SpeechEncoder(dim=32, heads=4, layers=1, position="learned")), "takes none, rope"),
-        (lambda: models.create("clip-vit-base-32", text={"vocab": 9, "dim": 8, "layers": 1, "heads": 1, "length": 4}), "text.eos is not set"),
+        (lambda: models.create("clip-vit-base-32", eos=None), "words.eos is not set"),
     ),
 )  # fmt: skip
 def test_what_cannot_be_is_refused(make, message):
@@ -200,10 +202,21 @@ def test_what_cannot_be_is_refused(make, message):
 
 
 def test_the_command_line_knows_them(capsys):
-    for name in ("vit-nano", "mae-nano", "clip-vit-base-32"):
+    for name in (
+        "vit-nano",
+        "mae-nano",
+        "clip-vit-base-32",
+        "whisper-nano",
+        "conformer-nano",
+        "wav2vec2-conformer-large",
+        "flamingo-nano",
+        "resnet-20",
+    ):
         assert main(["show", name]) == 0
-        assert "FLOPs" in capsys.readouterr().out
-    assert main(["train", "clip-vit-base-32"]) == 2 and "reads no text; it is trained with no task yet" in capsys.readouterr().err
+        assert ("memory" if "conformer" in name else "FLOPs") in capsys.readouterr().out
+    assert main(["train", "drawer-nano", "task=none"]) == 2 and "it is trained with task=draw data=FOLDER" in capsys.readouterr().err
+    assert main(["show", "drawer-nano"]) == 0 and "judges" in capsys.readouterr().out
+    assert main(["train", "clip-nano"]) == 2 and "digits is no file" in capsys.readouterr().err
     assert main(["cost", "vit-nano", "image=16,32"]) == 0 and "65" in capsys.readouterr().out
     assert main(["cost", "vit-nano", "length=64"]) == 2 and "give image=32,64" in capsys.readouterr().err
 

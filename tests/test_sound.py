@@ -131,7 +131,11 @@ def test_sounds_are_read_as_people_have_them(tmp_path):
 
     t = np.arange(8000) / 8000
     tone = np.sin(2 * np.pi * 440 * t).astype(np.float32)
-    for name, data, rate in (("a/left_1.wav", tone, 8000), ("a/right_2.flac", np.stack([tone, tone], 1), 44100), ("b/x/y.ogg", tone, 16000)):
+    for name, data, rate in (
+        ("a/left_1.wav", tone, 8000),
+        ("a/right_2.flac", np.stack([tone, tone], 1), 44100),
+        ("b/x/y.ogg", tone, 16000),
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(tmp_path / name, data, rate)
     one = audio.samples(tmp_path / "a/left_1.wav")
@@ -220,7 +224,10 @@ def test_the_loss_of_ctc_is_that_of_each_sound_alone():
     tokenizer = tokenizers.train("char", ["abc"], None)
     task = objectives.make_task("transcribe", models.replace(listener(), vocab=len(tokenizer), pad=tokenizer.pad), tokenizer, 64)
     model = models.build(task.config).double().eval()
-    items = [{"ids": range(n), "frames": torch.randn(n, 20).double(), "target": t, "wanted": ""} for n, t in ((40, [8, 9]), (25, [9, 9]), (30, []))]
+    items = [
+        {"ids": range(n), "frames": torch.randn(n, 20).double(), "target": t, "wanted": ""}
+        for n, t in ((40, [8, 9]), (25, [9, 9]), (30, []))
+    ]
     whole = task.loss(model, task.pairs(items, None))
     assert whole.count == 4
     parts = [task.loss(model, task.pairs([i], None)).value.item() for i in items]
@@ -276,11 +283,16 @@ def test_times_are_written_by_the_published_rules(tmp_path):
         frames = speech.window(ours, wave, 0)
         prefix = protocol.prefix("en", "transcribe", True)
         mine, _ = speech.write(ours, frames, prefix, rules=lambda log, said: protocol.allow(log, said, eos), most=30)
-        asked = theirs.generate(frames, language="en", task="transcribe", return_timestamps=True, max_new_tokens=30, do_sample=False, num_beams=1)
+        asked = theirs.generate(
+            frames, language="en", task="transcribe", return_timestamps=True, max_new_tokens=30, do_sample=False, num_beams=1
+        )
         asked = [i for i in asked[0].tolist() if i not in (*prefix, eos)]
         same = next((n for n, (a, b) in enumerate(zip(mine, asked)) if a != b), min(len(mine), len(asked)))
         pairs = [n for n in range(1, same) if mine[n - 1] >= protocol.first and mine[n] >= protocol.first]
-        assert same == min(len(mine), len(asked)) or same == pairs[-1] + 1, (mine, asked)  # the reference begins a new window after the last pair
+        assert same == min(len(mine), len(asked)) or same == pairs[-1] + 1, (
+            mine,
+            asked,
+        )  # the reference begins a new window after the last pair
         assert same >= 3 and mine[0] >= protocol.first
         agreed += same
         times = [i for i in mine if i >= protocol.first]
@@ -327,7 +339,16 @@ def test_telephone_keys_are_learnt_resumed_and_transcribed(tmp_path, capsys, mon
     common = ("batch=8", "threads=1", "precision=exact", "schedule=inverse_sqrt", "warmup=5", "eval_every=50")
     small = {
         "conformer-nano": ("dim=32", "layers=1", "heads=2", "hidden=48", "features=16", "lr=5e-3"),
-        "whisper-nano": ("dim=32", "layers=1", "decoder_layers=1", "heads=2", "decoder_heads=2", "hidden=48", "decoder_hidden=48", "features=16"),
+        "whisper-nano": (
+            "dim=32",
+            "layers=1",
+            "decoder_layers=1",
+            "heads=2",
+            "decoder_heads=2",
+            "hidden=48",
+            "decoder_hidden=48",
+            "features=16",
+        ),
     }
     for name, fields in small.items():
         assert main(["train", name, *fields, *common, "steps=12"]) == 0

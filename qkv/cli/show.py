@@ -83,7 +83,17 @@ def run(words, verb):
     for part, n in sorted(account.parameters(model).items(), key=lambda x: -x[1]):
         table.add_row(part, f"{n:,}", f"{100 * n / total:.1f} %")
     console.print(table)
-    for name in ("picture", "text") if hasattr(model, "picture") else ():
+    binary = lambda n: account.size(n, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
+    one = {"ConvNet": "an image", "SpeechEncoder": "a sound" if cfg.length == 1 else f"a sound of {cfg.length / 100:g} s",
+           "SpeechEncoderDecoder": f"a sound and {cfg.length} tokens"}.get(type(cfg).__name__)  # fmt: skip
+    if one:
+        if (work := account.of_example(model)) is not None:
+            console.print(f"\nFLOPs of {one}, forward: [bold]{account.size(work)}[/bold]")
+        console.print(f"memory: weights {binary(4 * total)} in 32 bits, with gradients and moments {binary(account.training_bytes(model))}")
+        return
+    if type(cfg).__name__ == "Drawer":
+        return
+    for name in ("picture", "words") if hasattr(model, "picture") else ():
         tower = getattr(model, name)
         console.print(
             f"\nFLOPs of a {name}, forward: [bold]{account.size(sum(account.flops(tower).values()) * tower.config.length)}[/bold]"
@@ -98,7 +108,6 @@ def run(words, verb):
         console.print(
             f"KV cache: [bold]{b:,}[/bold] bytes a token in 16 bits, {account.size(b * cfg.length, ('B', 'KiB', 'MiB', 'GiB', 'TiB'), 1024)} for a whole context"
         )
-    binary = lambda n: account.size(n, ("B", "KiB", "MiB", "GiB", "TiB"), 1024)
     console.print(f"memory: weights {binary(4 * total)} in 32 bits, {binary(2 * total)} in 16; training with AdamW in 32 bits: "
                   f"weights, gradients, moments {binary(account.training_bytes(model))}, a row of {cfg.length} tokens {binary(account.activation_bytes(model))}")  # fmt: skip
 

@@ -52,12 +52,12 @@ def defaults(preset, task=False, data=False):
     kind = type(models.preset(preset)).__name__
     heard, images = (
         ("SpeechEncoderDecoder", "SpeechEncoder"),
-        {"ImageEncoder": "images", "ConvNet": "images", "MaskedAutoencoder": "reconstruct", "TwoTowers": "match"},
+        {"ImageEncoder": "images", "ConvNet": "images", "MaskedAutoencoder": "reconstruct", "TwoTowers": "match", "Drawer": "draw"},
     )
     if kind in images:
-        small = {"image": 16, "channels": 1} if not data and kind != "TwoTowers" else {}
+        small = {"image": 16, "channels": 1} if not data and kind not in ("TwoTowers", "Drawer") else {}
         train = {"task": images[kind], "seconds": 60.0, "batch": 64, "lr": 1e-3, "weight_decay": 0.05}
-        words = {"tokenizer": "wordpiece", "vocab": 1024} if kind == "TwoTowers" else {}
+        words = {"tokenizer": "wordpiece", "vocab": 1024} if kind in ("TwoTowers", "Drawer") else {}
         return {"model": {"preset": preset} | small, "data": {"source": "digits"} | words, "train": train}
     if kind in heard:
         train = {"task": "transcribe", "seconds": 60.0, "batch": 32, "lr": 1e-3, "weight_decay": 0.05, "eval_every": 100}

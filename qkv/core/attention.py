@@ -85,6 +85,12 @@ class Attention(nn.Module):
         elif ctx.cache is None and hasattr(self.kernel, "early") and self.bare:
             q = self.q_norm(self.split(self.q(x_BTD)))
             out = self.kernel.early(q, x_BTD, self.k, self.v, ctx.see(self.pattern))
+        elif ctx.few is not None:
+            q, k, v = self.q(x_BTD[:, : ctx.few]), self.k(x_BTD), self.v(x_BTD)
+            see = ctx.see(self.pattern)
+            q = self.position.query(self.position.rotate(self.q_norm(self.split(q)), see.queries))
+            k = self.position.rotate(self.k_norm(self.split(k)), ctx.queries)
+            out = self.kernel(q, k, self.split(v), see, self.position, ctx.shared)
         else:
             q, k, v = self.project(x_BTD, ctx.queries)
             q = self.position.query(self.position.rotate(self.q_norm(self.split(q)), ctx.queries))

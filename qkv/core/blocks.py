@@ -18,6 +18,7 @@ class Residual(nn.Module):
 
     def forward(self, x_BTD, ctx):
         y = self.gate(self.drop(self.out(self.f(self.pre(x_BTD), ctx))))
+        x_BTD = x_BTD if ctx is None or ctx.few is None else x_BTD[:, : ctx.few]
         return self.post(x_BTD + (y if self.scale == 1.0 else self.scale * y))
 
 
@@ -66,11 +67,12 @@ class Stack(nn.Module):
         """(B, T, D) -> (B, T, D)"""
         return self.norm(self.through(x_BTD, ctx))
 
-    def through(self, x_BTD, ctx):
-        """The same without the last norm."""
+    def through(self, x_BTD, ctx, few=None):
+        """The same without the last norm. few: how many of the first tokens are wanted; the last block works out no others."""
         if self.shared is not None:
             ctx.shared = self.shared
-        for i in self.order:
+        for n, i in enumerate(self.order, 1):
+            ctx.few = few if n == len(self.order) else None
             x_BTD = self.blocks[i](x_BTD, ctx)
         return x_BTD
 

@@ -31,6 +31,11 @@ def judge(model, objective, items, tokenizer, device="cpu", autocast=contextlib.
         said = objective.joined(items, said)
     model.train(was)
     held = {"loss": total / count} if count else {}
+    if objective.kind == "draw":
+        model.eval()
+        held |= objective.found(model, items, device)
+        model.train(was)
+        return held, said
     if objective.kind == "match":  # found among all of them
         found, said = objective.ranked(items, said)
         return held | found, said

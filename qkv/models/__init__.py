@@ -16,6 +16,7 @@ from . import (
     clip,
     cnn,
     conformer,
+    drawing,
     efficient,
     gpt2,
     gpts,
@@ -32,6 +33,7 @@ from . import (
 from .cnn import ConvNet
 from .conformer import SpeechEncoder
 from .decoder import Decoder, DecoderModel
+from .drawing import Drawer
 from .encoder import Encoder, EncoderModel
 from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
 from .flamingo import CrossModal, SeeingDecoder
@@ -65,7 +67,7 @@ FAMILIES = {
     )
     for f in module.FAMILIES
 }
-OWN = transformer.OWN | gpts.OWN | cnn.OWN | conformer.OWN | idefics.OWN  # presets that no published layout describes
+OWN = transformer.OWN | gpts.OWN | cnn.OWN | conformer.OWN | idefics.OWN | drawing.OWN  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
 TOPOLOGIES = {
     c.__name__: c
@@ -81,6 +83,7 @@ TOPOLOGIES = {
         TwoTowers,
         SeeingDecoder,
         CrossModal,
+        Drawer,
         Layer,
     )
 }
@@ -147,7 +150,7 @@ def reads_text(cfg):
 
 def has_words(cfg):
     """Does it read or write tokens of a vocabulary?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, SeeingDecoder)) or (
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, SeeingDecoder, Drawer)) or (
         isinstance(cfg, SpeechEncoder) and cfg.output == "ctc"
     )
 

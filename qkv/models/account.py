@@ -16,24 +16,52 @@ def blank(cfg):
         return build(cfg)
 
 
+BRANCHES = {"attn": "attention", "cross": "cross-attention", "look": "cross-attention", "ffn": "feed-forward", "think": "feed-forward",
+            "first": "feed-forward", "last": "feed-forward", "conv": "convolution", "both": "attention and feed-forward"}  # fmt: skip
+
+
 def parameters(model):
-    """{part: parameters}, every tensor once: embedding, attention, cross, feed-forward, norms, head."""
+    """{part: parameters}, every tensor once: embedding, attention, cross, feed-forward, norms, head, and whatever else a model is made of, by
+    its name."""
     out = {}
     for name, p in model.named_parameters():
         inside = ".f." in name
-        part = name[: name.index(".f.")].split(".")[-1] if inside else ""
-        if "embed" in name.split(".")[0]:
-            part = "position table" if ".position." in name else "embedding" if ".token." in name or ".types." in name else "norms"
-        elif name.startswith(("head.", "pool.")):
+        branch = name[: name.index(".f.")].split(".")[-1] if inside else ""
+        first = name.split(".")[0]
+        if inside:
+            part = BRANCHES.get(branch, branch)
+        elif "embed" in name.split(".blocks.")[0]:
+            part = "front" if ".front." in name else "position table" if ".position." in name else "embedding" if p.dim() > 1 else "norms"
+        elif first in ("head", "pool", "project"):
             part = "head"
-        elif inside:
-            part = {"attn": "attention", "cross": "cross-attention", "ffn": "feed-forward", "both": "attention and feed-forward"}[part]
         elif "shared" in name:
             part = "position bias"
+        elif p.dim() > 1:
+            part = {"stem": "convolution", "blocks": "convolution"}.get(first, first)
         else:
             part = "norms"
         out[part] = out.get(part, 0) + p.numel()
     return out
+
+
+def of_example(model):
+    """FLOPs of a forward pass of one image or sound at the model's size, counted operation by operation on the meta device; None where that has no
+    numbers to go by (a position scheme that looks at how far apart tokens are)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    cfg = model.config
+    given = {
+        "ConvNet": lambda: {"pixel_values": torch.empty(1, cfg.channels, cfg.image, cfg.image, device="meta")},
+        "SpeechEncoder": lambda: {"input_features": torch.empty((1, 16000) if model.front.samples else (1, cfg.length, cfg.features or cfg.dim), device="meta")},
+        "SpeechEncoderDecoder": lambda: {"input_features": torch.empty(1, cfg.features, model.window, device="meta"),
+                                         "decoder_input_ids": torch.zeros(1, cfg.length, dtype=torch.long, device="meta")},
+    }[type(cfg).__name__]()  # fmt: skip
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(**given)
+    except RuntimeError:
+        return None
+    return counter.get_total_flops()
 
 
 def flops(model, context=None):

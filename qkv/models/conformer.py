@@ -46,6 +46,10 @@ class SpeechEncoderModel(Stack):
         one_of("output", cfg.output, ("hidden", "ctc"))
         if cfg.output == "ctc" and cfg.pad is None:
             raise ValueError("output=ctc needs pad, the id that stands for the blank")
+        if cfg.front == "none" and cfg.features not in (None, cfg.dim):
+            raise ValueError(
+                f"features={cfg.features}: front=none reads vectors of dim={cfg.dim}; use front=frames, or another that projects"
+            )
         position = make_position(cfg, heads=cfg.heads, causal=False)
         if position.site == "embedding":
             raise ValueError(f"position={cfg.position} is added to an embedding; a conformer takes none, rope, shaw, xl, alibi or t5")

@@ -336,6 +336,8 @@ class SeeingDecoderModel(nn.Module):
 def nano():
     """A small one; its language model and its encoder of images come from other runs."""
     words = Decoder(vocab=1024, length=128, dim=128, layers=4, heads=4, hidden=256, pad=0, bos=5, eos=6)
-    picture = ImageEncoder(dim=128, hidden=256, layers=2, heads=4, patch=8, image=32, stem="convs", patch_bias=False, embed_norm=True, norm_whole=True)
+    picture = ImageEncoder(
+        dim=128, hidden=256, layers=2, heads=4, patch=8, image=32, stem="convs", patch_bias=False, embed_norm=True, norm_whole=True
+    )
     return SeeingDecoder(words=words, picture=picture, resampler="perceiver(latents=8, layers=1, heads=4, head_dim=32, mult=2)", look_heads=4,
                          look_head_dim=32, look_hidden=256)  # fmt: skip

@@ -160,12 +160,20 @@ class ImageEncoderModel(Stack):
         if cfg.patch > H or cfg.patch > W:
             raise ValueError(f"the image is {H} x {W}, smaller than a patch of {cfg.patch} x {cfg.patch}")
 
-    def forward(self, pixel_values, *, interpolate_pos_encoding=False, keep=None):
-        """pixel_values (B, C, H, W); keep (B, K): numbers of the patches that are read, all by default.
+    @property
+    def narrow(self):
+        """Can the last block do with the class token alone?"""
+        parts = {"attn", "ffn"}
+        plain = all(set(dict(b.named_children())) == parts and hasattr(b.attn.f.kernel, "weights") for b in self.blocks)
+        return self.config.pooling == "first" and self.shared is None and plain and self.config.output != "hidden"
+
+    def forward(self, pixel_values, *, interpolate_pos_encoding=False, keep=None, whole=True):
+        """pixel_values (B, C, H, W); keep (B, K): numbers of the patches that are read, all by default. whole=False: the last block is worked out for the
+        class token alone, where nothing else is read (`narrow`): the same head, and hidden (B, 1, D).
         Returns hidden (B, T, D), with a head before the last norm, pooled (B, D) with a pooler, logits (B, labels) or image_embeds (B, projection)."""
         self.check(pixel_values, interpolate_pos_encoding)
         x = self.embed(pixel_values, keep)
-        raw = self.through(x, Context(tokens(x.shape[1], device=x.device)))
+        raw = self.through(x, Context(tokens(x.shape[1], device=x.device)), None if whole or not self.narrow else 1)
         hidden = self.norm(raw)
         out = Output(hidden=hidden if self.config.output == "hidden" else raw)
         whole = hidden[:, 0] if self.config.pooling == "first" else hidden[:, int(self.config.class_token) :].mean(1)

@@ -16,6 +16,7 @@ TASKS = ON_TEXT | {
     "reconstruct": images.Reconstruct,
     "match": images.Match,
     "caption": images.Caption,
+    "draw": images.Draw,
     "transcribe": speech.Transcribe,
 }
 OBJECTIVES = {

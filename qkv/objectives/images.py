@@ -95,6 +95,9 @@ class Images(Classification):
         return self.score(model, batch)
 
     def score(self, model, batch):
+        inner = getattr(model, "module", model)
+        if getattr(inner, "narrow", False):
+            batch = dataclasses.replace(batch, inputs=batch.inputs | {"whole": False})
         return Classification.loss(self, model, batch)
 
     def pairs(self, items, rng):
@@ -252,6 +255,71 @@ class Match(Images):
             i["wanted"] + ("" if n == i["wanted"] else f" (nearest: {n})")
             for i, n in list(zip(items, nearest))[:: max(1, len(items) // 6)][:6]
         )
+
+
+class Draw(Match):
+    """An image of a text, by a game of a generator against judges (AttnGAN, Xu et al., 2018). Held out: at1, at5, the share of texts whose drawn image
+    the model's own matcher finds among all drawn ones (R-precision, section 4); it says that images fit their texts, not that they are beautiful."""
+
+    outputs = {"Drawer": "images"}
+    metric, kind = None, "draw"  # type: ignore[assignment]
+
+    def pairs(self, items, rng):
+        batch = super().pairs(items, rng)
+        draw = rng if rng is not None else np.random.default_rng(0)
+        sample = lambda: torch.from_numpy(draw.standard_normal((len(items), self.config.noise))).float()
+        return dataclasses.replace(batch, inputs=batch.inputs | {"noise": sample(), "spread": sample()})
+
+    def score(self, model, batch):
+        parts = model.losses(**batch.inputs)
+        value = sum(parts.values())
+        return Loss(value, batch.count, {"loss": value.detach()} | {n: v.detach() for n, v in parts.items()})
+
+    @torch.no_grad()
+    def drawn(self, model, items, device="cpu"):
+        """(B, C, S, S)"""
+        batch = self.pairs(items, None).to(device)
+        return model(batch.inputs["input_ids"], batch.inputs["attention_mask"], noise=batch.inputs["noise"])["images"]
+
+    @torch.no_grad()
+    def found(self, model, items, device="cpu"):
+        """{at1, at5} among these items."""
+        images = torch.cat([self.drawn(model, items[i : i + 64], device) for i in range(0, len(items), 64)])
+        batch = self.pairs(items, None).to(device)
+        words, _, mask, sentence = model.read(batch.inputs["input_ids"], batch.inputs["attention_mask"])
+        scores = torch.cat([sum(model.matcher(x, words, mask, sentence)) for x in images.split(32)])
+        rank = (scores > scores.diagonal()[:, None]).sum(1)
+        return {f"at{k}": float((rank < k).float().mean()) for k in (1, 5)}
+
+    def predict(self, model, items, device="cpu"):
+        return [""] * len(items)
+
+    def picture(self, model, items, path, count=6):
+        """Texts, their true images, what is drawn, and where three of their words are looked at."""
+        from .. import pictures
+        from ..interpret import weights
+
+        items = items[:: max(1, len(items) // count)][:count]
+        batch, drawn = self.pairs(items, None), self.drawn(model.eval(), items)
+        looked = weights(
+            model,
+            cross=True,
+            input_ids=batch.inputs["input_ids"],
+            attention_mask=batch.inputs["attention_mask"],
+            noise=batch.inputs["noise"],
+        )[0, :, 0]
+        as_bytes = lambda x: ((x.clamp(-1, 1) + 1) * 127.5).byte().permute(1, 2, 0).numpy()
+        return pictures.drawn(path, [
+            (i["wanted"], as_bytes(batch.inputs["pixel_values"][n]), as_bytes(drawn[n]),
+             [(self.tokenizer.decode([t]), looked[n, :, at].unflatten(0, (self.config.grid,) * 2).numpy()) for at, t in enumerate(i["ids"][1:-1], 1)][:4])
+            for n, i in enumerate(items)
+        ])  # fmt: skip
+
+    def show(self, model, run):
+        was = model.training
+        held = self.found(model.eval(), run.valid.pairs[:256], run.device)
+        model.train(was)
+        return f"of drawn images of {len(run.valid.pairs[:256])} held-out texts {100 * held['at1']:.1f} % are matched with their own, {100 * held['at5']:.1f} % among the best five"
 
 
 class Caption(Match):
