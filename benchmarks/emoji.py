@@ -54,7 +54,7 @@ def language(d, threads):
     """A decoder trained on the names of the training emoji, in several orders, in each of which neighbours have words in common: it reads on over
     their ends, and so learns to go by the names before."""
     names = [e.pair for e in assemble.labelled(d, objectives.task_of("caption")).train]
-    orders = [names, sorted(names), sorted(names, key=lambda n: n.split()[::-1]), sorted(names, key=lambda n: n.split()[1:] or n)]
+    orders = [names, sorted(names), sorted(names, key=lambda n: n.split()[::-1]), sorted(names, key=lambda n: (n.split()[1:], n))]
     text = Path("emoji-names.txt")
     text.write_text("\n".join(n for order in orders for n in order) + "\n", encoding="utf-8")
     return qkv("train", "gpt-nano", "dim=128", "layers=4", "heads=4", "hidden=256", "length=128", f"data={text}", "split=line", "across=true",

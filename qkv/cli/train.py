@@ -17,6 +17,9 @@ Nothing at all trains a small GPT for a minute on text that ships with Python.
   qkv train vit-nano                                               images: digits that ship with scikit-learn
   qkv train vit-nano data=FOLDER valid=FOLDER                      a folder (or zip, tar, IDX file) with a folder a class
   qkv train mae-nano data=FOLDER, then vit-nano init=last          hidden patches first
+  qkv train clip-nano data=names.tsv files=images.zip              images and their texts find each other
+  qkv train whisper-nano                                           sound: telephone keys; data=fsdd, or a folder, zip or table of your own
+  qkv train conformer-nano data=fsdd                               the same by CTC
   qkv train transformer-nano data=task:reverse                     an encoder-decoder on generated pairs
   qkv train transformer-mini data=en.txt target=de.txt             your own line-aligned pairs
   qkv train last steps=4000                                        go on, bit for bit, to a later end
@@ -26,14 +29,14 @@ Nothing at all trains a small GPT for a minute on text that ships with Python.
 
 keys (model.*, data.*, train.*; the section may be left out):
   data     source target valid holdout field split languages tokenizer vocab length across errors
-           text pair label choices task (columns of labelled examples)
+           text pair label choices task (columns of labelled examples) files without limit
   train    objective task init freeze layer_decay patience steps epochs seconds batch tokens accumulate lr schedule warmup optimizer muon_lr weight_decay
            beta1 beta2 clip precision compile threads seed device eval_every eval_batches save_every sample_every
            sample_tokens keep prompt smoothing mask_rate
   model    every field of `qkv show PRESET --fields`
 
 objectives: causal prefix masked sentences detect contrastive (running text), seq2seq denoise corrupt (encoder-decoders)
-tasks: images reconstruct (of images), classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
+tasks: images reconstruct (of images), match caption draw (of images and texts), transcribe (of sounds), classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
 
 --plain prints lines instead of the live panel, --quiet only the end. --profile says where the time went, and what share of the
 machine's peak was used (MFU; `qkv bench` measures the peak).

@@ -11,6 +11,7 @@ from ..words import nearest
 from . import (
     bart,
     bert,
+    bert4rec,
     bert_variants,
     bigbird,
     clip,
@@ -25,6 +26,7 @@ from . import (
     llama,
     switch,
     t5,
+    trajectory,
     transformer,
     vit,
     wav2vec2,
@@ -41,6 +43,7 @@ from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
 from .shape import Output
 from .speech import SpeechEncoderDecoder
+from .trajectory import TrajectoryDecoder
 from .two_towers import TwoTowers
 
 FAMILIES = {
@@ -50,6 +53,7 @@ FAMILIES = {
         gpts,
         llama,
         bert,
+        bert4rec,
         bert_variants,
         t5,
         switch,
@@ -61,6 +65,7 @@ FAMILIES = {
         vit,
         clip,
         idefics,
+        trajectory,
         transformer,
         wav2vec2,
         whisper,
@@ -82,6 +87,7 @@ TOPOLOGIES = {
         MaskedAutoencoder,
         TwoTowers,
         SeeingDecoder,
+        TrajectoryDecoder,
         CrossModal,
         Drawer,
         Layer,

@@ -10,17 +10,17 @@ from . import heads
 from .shape import Output, Shape, initialise, locate, make_blocks, make_embedding, make_norm, make_position, one_of
 
 POOLED = ("hidden", "sequence", "choice", "next", "pretraining", "pretraining-order")  # these read the pooled vector
-LANGUAGE = ("lm", "pretraining", "pretraining-order")
+LANGUAGE = ("lm", "items", "pretraining", "pretraining-order")
 OUTPUTS = ("hidden", *LANGUAGE, "next", "detect", "sequence", "tokens", "span", "choice")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder(Shape):
-    """output: hidden, lm (masked tokens), sequence, tokens, span, choice, next (next sentence), pretraining (lm and next),
+    """output: hidden, lm (masked tokens), items (the same of things that a user took), sequence, tokens, span, choice, next (next sentence), pretraining (lm and next),
     pretraining-order (lm and sentence order), detect (replaced tokens).
     pooling: what stands for a whole text, its first token or the mean of all. pooler: a tanh layer on that, where the output reads it. classifier: in place of the pooler, the activation of the
     classifier's own layer. transform: activation of the extra layer before the output
-    matrix, or none. lm_bias: a bias on the vocabulary. groups: sets of `inner` blocks that the layers share, each set run
+    matrix, or none. lm_bias: a bias on the vocabulary. mask_pad: without a mask, the ids `pad` are padding. unsaid: so many last ids are read and never said (a mask). groups: sets of `inner` blocks that the layers share, each set run
     layers / groups times (ALBERT); None: every layer has its own."""
 
     order: str = "post"
@@ -34,6 +34,8 @@ class Encoder(Shape):
     inner: int = 1
     transform: str | None = "gelu"
     lm_bias: bool = True
+    mask_pad: bool = False
+    unsaid: int = 0
 
     @property
     def pooled(self):
@@ -75,10 +77,11 @@ class EncoderModel(Stack):
     def make_head(self, cfg):
         if cfg.output in LANGUAGE:
             tied = self.embed.token.weight if cfg.tie else None
-            language = heads.LanguageHead(
-                cfg.dim, cfg.vocab, tied, cfg.lm_bias, transform=cfg.transform, eps=cfg.norm_eps, width=cfg.embed_dim
+            kind = heads.ItemHead if cfg.output == "items" else heads.LanguageHead
+            language = kind(
+                cfg.dim, cfg.vocab - cfg.unsaid, tied, cfg.lm_bias, transform=cfg.transform, eps=cfg.norm_eps, width=cfg.embed_dim
             )
-            if cfg.output == "lm":
+            if cfg.output in ("lm", "items"):
                 return language
             order = cfg.output == "pretraining-order"
             return heads.PretrainingHead(
@@ -117,6 +120,8 @@ class EncoderModel(Stack):
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds = map(
                 flat, (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
             )
+        if self.config.mask_pad and attention_mask is None and input_ids is not None:
+            attention_mask = input_ids != self.config.pad
         number, last, toks = locate(
             self.config, input_ids, inputs_embeds, attention_mask, position_ids, None, documents, vocab=self.config.vocab
         )

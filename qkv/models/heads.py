@@ -31,9 +31,9 @@ class LanguageHead(nn.Module):
         self.dense = nn.Linear(dim, width) if transform else None
         self.act = activation(transform) if transform else None
         self.norm = LayerNorm(width, eps) if transform else None
-        self.out = nn.Linear(width, vocab, bias=bias)
+        self.out, self.vocab = nn.Linear(width, vocab, bias=bias), vocab
         if weight is not None:
-            self.out.weight = weight
+            self.out.weight = weight  # which may have more rows than are said
         if steady:
             self.register_buffer("steady", torch.zeros(1, vocab))
 
@@ -43,20 +43,30 @@ class LanguageHead(nn.Module):
         steady = self.steady[0] if hasattr(self, "steady") else None
         return self.out.bias if steady is None else steady if self.out.bias is None else self.out.bias + steady
 
+    def transformed(self, hidden_BTD, at=None):
+        """What the output matrix is multiplied with, of the flat places `at` alone where they are given."""
+        x = hidden_BTD if at is None else hidden_BTD.flatten(0, 1)[at]
+        x = x if self.scale == 1.0 else x * self.scale
+        return x if self.dense is None else self.norm(self.act(self.dense(x)))
+
     def forward(self, hidden_BTD, facts=None):
         """logits (..., V), of the flat places facts["at"] alone where they are given; or, where facts["labels"] (N,) are, the loss
         alone: loss, plain and hits of `token_loss`."""
-        at = (facts or {}).get("at")
-        x = hidden_BTD if at is None else hidden_BTD.flatten(0, 1)[at]
-        x = x if self.scale == 1.0 else x * self.scale
-        if self.dense is not None:
-            x = self.norm(self.act(self.dense(x)))
+        x = self.transformed(hidden_BTD, (facts or {}).get("at"))
         labels = (facts or {}).get("labels")
         if labels is not None:
-            loss, plain, hits = token_loss(x.flatten(0, -2), self.out.weight, self.bias, labels, facts["smoothing"])
+            loss, plain, hits = token_loss(x.flatten(0, -2), self.out.weight[: self.vocab], self.bias, labels, facts["smoothing"])
             return {"loss": loss, "plain": plain, "hits": hits}
-        logits = self.out(x)
+        whole = len(self.out.weight) == self.vocab
+        logits = self.out(x) if whole else nn.functional.linear(x, self.out.weight[: self.vocab], self.out.bias)
         return {"logits": logits + self.steady if hasattr(self, "steady") else logits}
+
+
+class ItemHead(LanguageHead):
+    """Scores of every item, and as hidden the vectors that items are compared with (BERT4Rec, 2019, section 3.6)."""
+
+    def forward(self, hidden_BTD, facts=None):
+        return super().forward(hidden_BTD, facts) | {"hidden": self.transformed(hidden_BTD)}
 
 
 class TokenHead(nn.Module):
