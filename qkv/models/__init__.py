@@ -26,6 +26,7 @@ from . import (
     llama,
     switch,
     t5,
+    tabular,
     trajectory,
     transformer,
     vit,
@@ -43,6 +44,7 @@ from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
 from .shape import Output
 from .speech import SpeechEncoderDecoder
+from .tabular import Selector, TabularDecider
 from .trajectory import TrajectoryDecoder
 from .two_towers import TwoTowers
 
@@ -65,6 +67,7 @@ FAMILIES = {
         vit,
         clip,
         idefics,
+        tabular,
         trajectory,
         transformer,
         wav2vec2,
@@ -88,6 +91,8 @@ TOPOLOGIES = {
         TwoTowers,
         SeeingDecoder,
         TrajectoryDecoder,
+        TabularDecider,
+        Selector,
         CrossModal,
         Drawer,
         Layer,
