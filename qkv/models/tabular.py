@@ -170,9 +170,9 @@ class TabularDeciderModel(nn.Module):
         groups, at = torch.zeros(cfg.features, M), 0
         for column in range(cfg.features):
             wide = cfg.widths[cfg.categories.index(column)] if column in cfg.categories else 1
-            groups[column, at : at + wide] = 1 / wide
+            groups[column, at : at + wide] = 1
             at += wide
-        self.register_buffer("groups", groups, persistent=False)  # which numbers belong to a column
+        self.register_buffer("members", groups, persistent=False)  # which numbers belong to a column
         self.norm = nn.BatchNorm1d(M, momentum=0.01)
         gated = lambda before: [drawn(nn.Linear(before if i == 0 else width, 2 * width, bias=False), True) for i in range(cfg.shared)]
         self.common = nn.ModuleList(gated(M))
@@ -183,6 +183,11 @@ class TabularDeciderModel(nn.Module):
         self.spare = nn.BatchNorm1d(M, momentum=0.01)  # in published files; nothing reads it
         self.head = drawn(nn.Linear(cfg.decide, cfg.outputs, bias=False)) if cfg.output == "table" else None
         self.decoder = Reconstructor(cfg) if cfg.output == "reconstruction" else None
+
+    @property
+    def groups(self):
+        """(N, M) a column's mask is shared out among its numbers."""
+        return self.members / self.members.sum(1, keepdim=True)
 
     def numbers(self, x_BN):
         """(B, M) with categories as vectors. Raises ValueError for a category that is not there."""
@@ -224,13 +229,12 @@ class TabularDeciderModel(nn.Module):
         x = self.numbers(x)
         if self.decoder is not None:
             hidden = x.new_zeros(len(x), self.config.features) if hidden is None else hidden
-            covered = hidden @ (self.groups > 0).to(x.dtype)
+            covered = hidden @ self.members
             decided, masks, spread = self.decide(x * (1 - covered), 1 - hidden)
             return Output(reconstructed=self.decoder(decided), wanted=x, covered=covered, masks=torch.stack(masks), m_loss=spread[None])
         decided, masks, spread = self.decide(x)
         weight = [d.sum(1, keepdim=True) for d in decided]
-        # a column's numbers share its mask: what they count together
-        importance = sum(w * m * (self.groups.square().sum(1) * (self.groups > 0).sum(1)) for w, m in zip(weight, masks))
+        importance = sum(w * m for w, m in zip(weight, masks))
         return Output(logits=self.head(sum(decided)), m_loss=spread[None], masks=torch.stack(masks), importance=importance)
 
 
@@ -352,7 +356,7 @@ TABNET = Family(
     before=_tab_before,
     neutral=("epsilon",),
     classes={"TabNet": dict(output="table")},
-    optional=("groups",),
+    optional=("members",),
     table=_tab_table,
 )
 
