@@ -22,6 +22,7 @@ from . import (
     gpt2,
     gpts,
     idefics,
+    informer,
     layer,
     llama,
     switch,
@@ -42,6 +43,7 @@ from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
 from .flamingo import CrossModal, SeeingDecoder
 from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
+from .series import CalendarEncoderDecoder, SeriesEncoderDecoder
 from .shape import Output
 from .speech import SpeechEncoderDecoder
 from .tabular import Selector, TabularDecider
@@ -67,6 +69,7 @@ FAMILIES = {
         vit,
         clip,
         idefics,
+        informer,
         tabular,
         trajectory,
         transformer,
@@ -91,6 +94,8 @@ TOPOLOGIES = {
         TwoTowers,
         SeeingDecoder,
         TrajectoryDecoder,
+        SeriesEncoderDecoder,
+        CalendarEncoderDecoder,
         TabularDecider,
         Selector,
         CrossModal,

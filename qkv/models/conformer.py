@@ -21,7 +21,8 @@ from .shape import Output, Shape, initialise, make_norm, make_position, one_of
 class SpeechEncoder(Shape):
     """features: width of a frame of the input (mel bands; 1 for samples). front: from frames to vectors of dim, see FRONTS. conv: the slot of the convolution; conv_first: does it
     stand before attention? front_eps: of the norms before and after the blocks, where it is not norm_eps. output: hidden, or ctc: scores of the
-    vocabulary and a blank, which is the padding id, for every vector (Graves et al., 2006). With a vocabulary, length is the longest sound, in frames."""
+    vocabulary and a blank, which is the padding id, for every vector (Graves et al., 2006). With a vocabulary, length is the longest sound, in frames. unread: width and groups
+    of a convolution of positions, and whether there is a vector for masked frames, which published files hold and no pass reads."""
 
     vocab: int = 1
     length: int = 1
@@ -33,6 +34,7 @@ class SpeechEncoder(Shape):
     final_norm: bool = False
     conv: str = "convolution"
     conv_first: bool = False
+    unread: tuple[int, ...] | None = None
     output: str = "hidden"
 
     def build(self):
@@ -61,6 +63,12 @@ class SpeechEncoderModel(Stack):
         self.front = build("front", cfg.front, FRONTS, features=cfg.features or cfg.dim, dim=cfg.dim, eps=outer.norm_eps)
         self.drop = Dropout(cfg.dropout)
         self.head = nn.Linear(cfg.dim, cfg.vocab) if cfg.output == "ctc" else None
+        if cfg.unread:
+            width, groups, mask = cfg.unread
+            shapes = {"bias": (cfg.dim,), "size": (1, 1, width), "weight": (cfg.dim, cfg.dim // groups, width)} | (
+                {"mask": (cfg.dim,)} if mask else {}
+            )
+            self.unread = nn.ParameterDict({n: nn.Parameter(0.02 * torch.randn(shape)) for n, shape in shapes.items()})
 
     def block(self, cfg, i, position):
         if position is not None and any(True for _ in position.parameters()):

@@ -273,7 +273,7 @@ class SeeingDecoderModel(nn.Module):
         if cfg.more:
             tied = self.words.head.out.weight is self.words.embed.token.weight
             self.words.embed.token = Extended(self.words.embed.token, cfg.more)
-            self.words.head.out = Extended(self.words.head.out, cfg.more)
+            self.words.head.out, self.words.head.vocab = Extended(self.words.head.out, cfg.more), cfg.vocab
             if tied:
                 self.words.head.out.more.weight = self.words.embed.token.more.weight
 

@@ -26,6 +26,9 @@ def _before(raw, cls):
     if kind not in POSITIONS:
         raise ValueError(f"position_embeddings_type={kind!r} is not relative, rotary or null")
     raw["_position"] = f"rope_before(base={float(base)})" if kind == "rotary" else POSITIONS[kind]
+    masks = raw.pop("mask_time_prob", 0.05) > 0 or raw.pop("mask_feature_prob", 0.0) > 0
+    raw["_unread"] = (raw.pop("num_conv_pos_embeddings", 128), raw.pop("num_conv_pos_embedding_groups", 16), int(masks))
+    raw.pop("mask_feature_prob", None)
     raw.setdefault("vocab_size", 32)
     raw["vocab_size"] = raw["vocab_size"] or 32
     return raw
@@ -36,13 +39,15 @@ def _after(raw, cfg):
     if front[0] != "waves" or conv[2].get("padding") != "kept" or conv[2].get("bias") is not False or ffn[0] != "plain":
         raise ValueError("this layout reads samples, and its convolutions have no bias")
     kind = next(k for k, v in POSITIONS.items() if v.partition("(")[0] == position[0])
-    f, c = front[2], conv[2]
+    f, c, unread = front[2], conv[2], raw.pop("_unread")
+    if not unread:
+        raise ValueError("this layout holds a convolution of positions")
     return raw | {
         "conv_dim": list(f["widths"]), "conv_kernel": list(f["kernels"]), "conv_stride": list(f["strides"]), "feat_extract_norm": f["norm"],
         "feat_extract_activation": f["act"], "conv_bias": f["bias"], "hidden_act": ffn[1][0], "activation_dropout": ffn[2]["dropout"],
         "conv_depthwise_kernel_size": c["kernel"], "conformer_conv_dropout": c["dropout"], "position_embeddings_type": kind,
         "rotary_embedding_base": int(position[2].get("base", 10000)), "num_feat_extract_layers": len(f["widths"]),
-        "mask_time_prob": 0.0, "mask_feature_prob": 0.0,
+        "num_conv_pos_embeddings": unread[0], "num_conv_pos_embedding_groups": unread[1], "mask_time_prob": 0.05 * unread[2], "mask_feature_prob": 0.0,
     }  # fmt: skip
 
 
@@ -68,6 +73,9 @@ def table(cfg):
     if cfg.position.startswith("xl"):
         rows += [(f"{L}self_attn.linear_pos.weight", f"{B}attn.f.position.project.weight")]
         rows += [(f"{L}self_attn.pos_bias_{x}", f"{B}attn.f.position.{x}", heads) for x in "uv"]
+    C = "{p}encoder.pos_conv_embed.conv."
+    rows += [(C + "bias", "unread.bias"), (C + "parametrizations.weight.original0", "unread.size"),
+             (C + "parametrizations.weight.original1", "unread.weight"), ("{p}masked_spec_embed", "unread.mask")]  # fmt: skip
     if cfg.position.startswith("rope_before"):
         rows += [("{p}encoder.embed_positions.inv_freq", "blocks.0.attn.f.position.waves")]
     return rows
@@ -90,6 +98,7 @@ WAV2VEC2 = Family(
         Key("_ffn", "ffn", "plain(gelu)"),
         Key("_conv", "conv", "convolution"),
         Key("_position", "position", "none"),
+        Key("_unread", "unread", None),
         *SPECIAL,
     ),
     before=lambda raw, cls: _before({"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} | raw, cls),
@@ -107,7 +116,7 @@ WAV2VEC2 = Family(
     heads={"ctc": (("lm_head.weight", "head.weight"), ("lm_head.bias", "head.bias"))},
     prefix="wav2vec2_conformer.",
     bare=("Wav2Vec2ConformerModel",),
-    buffers=(r"pos_conv_embed\.", r"masked_spec_embed$"),
+    aliases=((r"pos_conv_embed\.conv\.weight_g$", "pos_conv_embed.conv.parametrizations.weight.original0"), (r"pos_conv_embed\.conv\.weight_v$", "pos_conv_embed.conv.parametrizations.weight.original1")),
     arguments={"input_values": "input_features"},
     presets={"wav2vec2-conformer-large": dict(dim=1024, layers=24, heads=16, hidden=4096, ffn="plain(silu, dropout=0.1)",
                                               conv="convolution(kernel=31, act=silu, bias=False, padding=kept, dropout=0.1)")},
