@@ -273,9 +273,25 @@ def test_a_wrong_hash_and_no_network_say_what_to_do(server, monkeypatch, tmp_pat
 def test_published_hashes_are_those_of_the_real_files(shared):
     for name, published in registry.PUBLISHED.items():
         for part, file in published.files.items():
-            content = registry.fetch(name, part).read_bytes()
-            content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-            assert hashlib.sha256(content).hexdigest() == file.sha256, (name, part)
+            assert registry.digest(registry.fetch(name, part), file) == file.sha256, (name, part)
+
+
+def test_an_archive_is_known_by_its_members_however_they_are_packed(tmp_path):
+    import zipfile
+
+    parts, found = {"b.wav": b"two", "a.wav": b"one"}, []
+    for where, names, more in (
+        ("x.zip", ["a.wav", "b.wav"], ""),
+        ("y.zip", ["deep/b.wav", "deep/a.wav"], "deep/notes.md"),
+        ("z.zip", ["a.wav"], ""),
+    ):
+        with zipfile.ZipFile(tmp_path / where, "w") as z:
+            for n in names:
+                z.writestr(n, parts[n.rsplit("/", 1)[-1]])
+            if more:
+                z.writestr(more, "x")
+        found.append(registry.digest(tmp_path / where, registry.File("", "", "", ".wav")))
+    assert found[0] == found[1] != found[2]
 
 
 def test_padding():

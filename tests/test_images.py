@@ -216,7 +216,7 @@ def test_the_command_line_knows_them(capsys):
         assert ("memory" if "conformer" in name else "FLOPs") in capsys.readouterr().out
     assert main(["train", "drawer-nano", "task=none"]) == 2 and "it is trained with task=draw data=FOLDER" in capsys.readouterr().err
     assert main(["show", "drawer-nano"]) == 0 and "judges" in capsys.readouterr().out
-    assert main(["train", "clip-nano"]) == 2 and "digits is no file" in capsys.readouterr().err
+    assert main(["train", "clip-nano"]) == 2 and "digits is no table here" in capsys.readouterr().err
     assert main(["cost", "vit-nano", "image=16,32"]) == 0 and "65" in capsys.readouterr().out
     assert main(["cost", "vit-nano", "length=64"]) == 2 and "give image=32,64" in capsys.readouterr().err
 

@@ -44,6 +44,8 @@ def is_table(source):
 def table(cfg, source, part, suffixes):
     """[Example(text: a file or its bytes, pair: its text)] of a table that names files, below its own folder or in cfg.files (a folder or
     an archive). Rows whose text holds cfg.without are left out. Raises DataError for a file that is not there."""
+    if not is_table(source) or not Path(str(source)).expanduser().is_file():
+        raise DataError(f"data.source={source} is no table here ({', '.join(TABLES)}) that names files and their texts")
     names = {"text": cfg.text, "pair": cfg.pair}
     if cfg.text is None:  # the usual name of the column of files
         columns = _header(source, cfg)

@@ -203,19 +203,26 @@ def fetch(name, part):
             f"data set {name} is not here and {file.url} cannot be reached ({e}). Download that file elsewhere and put it at {target}, "
             f"or point QKV_DATA at a folder that holds {file.path}"
         ) from None
-    content = partial.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    found = hashlib.sha256(packed(partial, file.members) if file.members else content).hexdigest()
+    found = digest(partial, file)
     if found != file.sha256:
         partial.unlink()
         raise DataError(
             f"{file.url} did not give the published file: its SHA-256 is {found}, not {file.sha256}. Nothing was kept; try again"
         )
     if target.suffix == ".gz" and partial.read_bytes()[:2] != b"\x1f\x8b":
-        partial.write_bytes(gzip.compress(content, mtime=0))
+        partial.write_bytes(gzip.compress(partial.read_bytes(), mtime=0))
     partial.rename(target)
     return target
+
+
+def digest(path, file):
+    """The SHA-256 of a file's content, as a File gives it."""
+    content = path.read_bytes()
+    if file.members:
+        content = packed(path, file.members)
+    elif content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def packed(path, suffix):

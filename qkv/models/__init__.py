@@ -78,7 +78,9 @@ FAMILIES = {
     )
     for f in module.FAMILIES
 }
-OWN = transformer.OWN | gpts.OWN | cnn.OWN | conformer.OWN | idefics.OWN | drawing.OWN  # presets that no published layout describes
+OWN = (
+    transformer.OWN | gpts.OWN | clip.OWN | cnn.OWN | conformer.OWN | idefics.OWN | drawing.OWN | trajectory.OWN
+)  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
 TOPOLOGIES = {
     c.__name__: c

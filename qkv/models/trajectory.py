@@ -127,6 +127,7 @@ PUBLISHED = Family(
           for leaf in LEAVES),
     ),
     buffers=(r"attn\.(masked_)?bias$",),
-    presets={"decision-nano": dict(length=60, dim=64, layers=2, heads=2, states=4, actions=2, episode=500, discrete=True, bounded=False, scale=100.0)},
 )  # fmt: skip
+OWN = {"decision-nano": TrajectoryDecoder(length=60, dim=64, layers=2, heads=2, states=4, actions=2, episode=500, discrete=True, bounded=False, scale=100.0,
+                                          ffn="plain(relu)", dropout=0.1, attn_dropout=0.1)}  # fmt: skip
 FAMILIES = (PUBLISHED,)
