@@ -73,6 +73,21 @@ def rows(path, pictures, titles):
     return kept(figure, path)
 
 
+def fan(path, before, past_TC, after, said_TC, low_TC, high_TC, names):
+    """A series and what is foretold of it, with the band that its errors fell into, one line a column. Returns the path."""
+    count = min(8, len(names))
+    figure, axes = canvas(9, 1.2 + 2.0 * count, count, 1)
+    for c, at in enumerate(axes[:, 0]):
+        at.plot(before, past_TC[:, c], color="tab:gray", label="so far")
+        (line,) = at.plot(after, said_TC[:, c], color="tab:blue", label="foretold")
+        at.fill_between(after, low_TC[:, c], high_TC[:, c], color=line.get_color(), alpha=0.2, linewidth=0, label="80 % of the errors")
+        at.set_ylabel(names[c], fontsize=8)
+        at.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8, loc="upper left")
+    figure.autofmt_xdate()
+    return kept(figure, path)
+
+
 def drawn(path, lines):
     """Lines (text, true image, drawn image, [(word, map)]), images (H, W, C) of bytes. Returns the path."""
     most = max(len(maps) for *_, maps in lines)

@@ -127,6 +127,7 @@ def _task(model, tokenizer, whole, run_folder, source, given):
     from pathlib import Path
 
     from .. import objectives
+    from ..evaluation.loss import ERRORS
     from ..evaluation.tasks import judge
     from ..training import assemble
 
@@ -147,14 +148,15 @@ def _task(model, tokenizer, whole, run_folder, source, given):
         objective.prepare(model)
     held, said = judge(model, objective, items, tokenizer, progress=lambda x: track(x, "answering"))
     for name, value in held.items():
-        print(f"{name:11s} {value:.4f}" if name == "loss" else f"{name:11s} {100 * value:.2f} %")
+        print(f"{name:11s} {value:.4f}" if name in ("loss", *ERRORS) else f"{name:11s} {100 * value:.2f} %")
     out = Path(given.get("out") or run_folder / "predictions.jsonl")
     seen = set()
     with open(out, "w", encoding="utf-8") as f:
         for i, s in zip(items, said):
             if i["where"] not in seen:  # a long text has several windows
                 seen.add(i["where"])
-                f.write(json.dumps({"where": i["where"], "said": s, "wanted": i["wanted"]}, ensure_ascii=False) + "\n")
+                plain = lambda x: x.tolist() if hasattr(x, "tolist") else x
+                f.write(json.dumps({"where": i["where"], "said": plain(s), "wanted": plain(i["wanted"])}, ensure_ascii=False) + "\n")
     print(f"{len(seen)} answers are in {out}")
     if given.get("picture"):
         if not hasattr(objective, "picture"):

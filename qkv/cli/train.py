@@ -62,6 +62,18 @@ def defaults(preset, task=False, data=False):
         train = {"task": images[kind], "seconds": 60.0, "batch": 64, "lr": 1e-3, "weight_decay": 0.05}
         words = {"tokenizer": "wordpiece", "vocab": 1024} if kind in ("TwoTowers", "Drawer") else {}
         return {"model": {"preset": preset} | small, "data": {"source": "digits"} | words, "train": train}
+    if kind in ("CalendarEncoderDecoder", "LinearForecaster"):
+        train = {
+            "task": "forecast",
+            "epochs": 6.0,
+            "batch": 32,
+            "lr": 5e-4,
+            "schedule": "linear",
+            "warmup": 100,
+            "weight_decay": 0.01,
+            "patience": 3,
+        }
+        return {"model": {"preset": preset}, "data": {"source": "series.csv"}, "train": train}
     if kind in heard:
         train = {"task": "transcribe", "seconds": 60.0, "batch": 32, "lr": 1e-3, "weight_decay": 0.05, "eval_every": 100}
         return {"model": {"preset": preset}, "data": {"source": "dial", "tokenizer": "char"}, "train": train}

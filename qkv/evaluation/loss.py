@@ -5,6 +5,8 @@ import math
 
 import torch
 
+ERRORS = ("mse", "mae")  # which are no shares
+
 
 @torch.no_grad()
 def evaluate(model, objective, batches, device="cpu", autocast=contextlib.nullcontext, total=lambda x: x):
@@ -30,5 +32,7 @@ def described(held):
     for name, value in held.items():
         if name in ("loss", "bits_per_byte") or value is None:
             continue
-        words.append(f"{name} {value:,.2f}" if name == "perplexity" else f"{name} {100 * value:.1f} %")
+        words.append(
+            f"{name} {value:,.2f}" if name == "perplexity" else f"{name} {value:.4f}" if name in ERRORS else f"{name} {100 * value:.1f} %"
+        )
     return ", ".join(words)

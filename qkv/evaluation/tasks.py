@@ -76,6 +76,8 @@ def scores(objective, items, said):
         return metrics.entity_f1(wanted, said)
     if objective.kind == "text":
         return metrics.generated(wanted, said)
+    if objective.kind == "forecast":
+        return objective.scores(items, said)
     if objective.kind == "reconstruct":
         return {}
     if objective.kind == "transcribe":

@@ -25,6 +25,7 @@ from . import (
     informer,
     layer,
     llama,
+    series,
     switch,
     t5,
     tabular,
@@ -43,7 +44,7 @@ from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
 from .flamingo import CrossModal, SeeingDecoder
 from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
-from .series import CalendarEncoderDecoder, SeriesEncoderDecoder
+from .series import CalendarEncoderDecoder, LinearForecaster, SeriesEncoderDecoder
 from .shape import Output
 from .speech import SpeechEncoderDecoder
 from .tabular import Selector, TabularDecider
@@ -79,7 +80,7 @@ FAMILIES = {
     for f in module.FAMILIES
 }
 OWN = (
-    transformer.OWN | gpts.OWN | clip.OWN | cnn.OWN | conformer.OWN | idefics.OWN | drawing.OWN | trajectory.OWN
+    transformer.OWN | gpts.OWN | clip.OWN | cnn.OWN | conformer.OWN | idefics.OWN | drawing.OWN | trajectory.OWN | series.OWN
 )  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
 TOPOLOGIES = {
@@ -98,6 +99,7 @@ TOPOLOGIES = {
         TrajectoryDecoder,
         SeriesEncoderDecoder,
         CalendarEncoderDecoder,
+        LinearForecaster,
         TabularDecider,
         Selector,
         CrossModal,

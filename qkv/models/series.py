@@ -347,3 +347,45 @@ class CalendarEncoderDecoderModel(nn.Module):
         memory = self.encoder(self.read_stem(x_enc, x_mark_enc))
         hidden = self.decoder(self.write_stem(x_dec, x_mark_dec), memory)
         return Output(logits=self.head(hidden)[:, -cfg.horizon :], hidden=hidden, encoder_hidden=memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearForecaster(Shape):
+    """The honest rival (NLinear, Zeng et al., 2023, section 4): each next step is a weighted sum of the steps that are read, less the last of them, which is added
+    again. values: columns, all of which share the weights; context, horizon: steps."""
+
+    vocab: int = 1
+    dim: int = 1
+    layers: int = 1
+    heads: int = 1
+    length: int = 1
+    values: int = 1
+    said: int = 1
+    context: int = 96
+    horizon: int = 24
+    output: str = "values"
+
+    def __post_init__(self):
+        object.__setattr__(self, "length", self.context + self.horizon)
+        super().__post_init__()
+        if self.said != self.values:
+            raise ValueError(f"said={self.said}: each of the values={self.values} columns is foretold from itself")
+
+    def build(self):
+        return LinearForecasterModel(self)
+
+
+class LinearForecasterModel(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.config = cfg
+        self.weigh = nn.Linear(cfg.context, cfg.horizon)
+        nn.init.constant_(self.weigh.weight, 1 / cfg.context)
+
+    def forward(self, x_enc):
+        """x_enc (B, context, C) -> logits (B, horizon, C)"""
+        last = x_enc[:, -1:]
+        return Output(logits=self.weigh((x_enc - last).mT).mT + last)
+
+
+OWN = {"linear-forecaster": LinearForecaster()}

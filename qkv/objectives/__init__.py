@@ -5,7 +5,7 @@ import torch
 from ..core import read_pattern, tokens
 from ..core.slots import build, parse
 from ..words import nearest
-from . import images, speech
+from . import forecast, images, speech
 from .base import Joint, Loss, Objective, joint
 from .language import Causal, Contrastive, Detection, Masked, Prefix, Sentences
 from .restore import Corrupt, Denoise, SequenceToSequence
@@ -18,6 +18,7 @@ TASKS = ON_TEXT | {
     "caption": images.Caption,
     "draw": images.Draw,
     "transcribe": speech.Transcribe,
+    "forecast": forecast.Forecast,
 }
 OBJECTIVES = {
     "causal": Causal,

@@ -27,6 +27,7 @@ class Task(Objective):
     metric = "accuracy"  # that decides which checkpoint is best
     kind = "classification"
     columns: tuple = ("text", "pair", "label")
+    parts = False  # does `read` cut a source into train, valid and test by itself?
 
     def __init__(self, tokenizer, config, length, cut=False):
         self.tokenizer, self.config, self.length, self.cut = tokenizer, config, length, cut
@@ -46,6 +47,11 @@ class Task(Objective):
             if e.label is None or e.label == "":
                 raise DataError(f"{e.where}: has no label; name its column with data.label=NAME")
         return tuple(sorted({str(e.label) for e in examples}, key=lambda x: (0, int(x), x) if x.lstrip("-").isdigit() else (1, 0, x)))
+
+    @classmethod
+    def shape(cls, examples):
+        """Fields that a model of these examples must have."""
+        return {}
 
     @classmethod
     def words(cls, example):

@@ -179,7 +179,7 @@ def labelled(d, task, seed=0):
     train = task.read(d, d.source, "train")
     if d.valid and "*" in d.valid and not Path(d.valid).exists():
         train, valid = media.held(train, d.valid)
-    elif d.valid or d.source in data_of.registry.PUBLISHED or d.source == "dial":
+    elif d.valid or d.source in data_of.registry.PUBLISHED or d.source == "dial" or task.parts:
         valid = task.read(d, d.valid or d.source, "valid")
     else:
         train, valid = examples.split(train, d.holdout)
@@ -193,7 +193,7 @@ def carries(task, cfg, corpus):
     topology = type(cfg).__name__
     if topology not in task.outputs:
         raise recipe.RecipeError(f"train.task: this task needs the topology {' or '.join(task.outputs)}; the model is of {topology}")
-    out = {"output": task.outputs[topology]}
+    out = {"output": task.outputs[topology]} | task.shape(corpus.train)
     if corpus.names:
         out |= {"labels": len(corpus.names), "label_names": corpus.names}
     return out
