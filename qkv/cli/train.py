@@ -74,6 +74,9 @@ def defaults(preset, task=False, data=False):
             "patience": 3,
         }
         return {"model": {"preset": preset}, "data": {"source": "series.csv"}, "train": train}
+    if preset.startswith(("bert4rec", "gru4rec")):
+        train = {"task": "recommend", "seconds": 600.0, "batch": 128, "lr": 1e-3, "warmup": 100, "weight_decay": 0.01}
+        return {"model": {"preset": preset}, "data": {"source": "items.txt", "tokenizer": "items"}, "train": train}
     if kind in heard:
         train = {"task": "transcribe", "seconds": 60.0, "batch": 32, "lr": 1e-3, "weight_decay": 0.05, "eval_every": 100}
         return {"model": {"preset": preset}, "data": {"source": "dial", "tokenizer": "char"}, "train": train}

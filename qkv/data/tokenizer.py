@@ -22,7 +22,7 @@ ROLES = {
     "bos": ("[BOS]", "<s>", "<|begin_of_text|>", "<|endoftext|>"),
     "eos": ("[EOS]", "</s>", "<|end_of_text|>", "<|endoftext|>"),
 }
-KINDS = ("bpe", "wordpiece", "unigram", "char")
+KINDS = ("bpe", "wordpiece", "unigram", "char", "items")
 
 
 class Tokenizer:
@@ -106,10 +106,12 @@ def train(kind, texts, vocab=4096):
     """Trains a tokenizer of a kind on texts.
 
     bpe: byte-level BPE (GPT-2), nothing is unknown. wordpiece: lower-cased words with ## continuations (BERT). unigram: pieces
-    with a probability (T5, SentencePiece). char: every character seen; vocab is not used.
+    with a probability (T5, SentencePiece). char: every character seen, items: every word seen; vocab is not used.
     """
     if kind not in KINDS:
         raise DataError(f"tokenizer '{kind}' is not one of {', '.join(KINDS)}, nor a file or folder")
+    if kind == "items":
+        return Tokenizer(_items(texts))
     if kind == "char":
         return Tokenizer(_characters(sorted(set().union(*map(set, texts)))))
     floor = len(SPECIAL) + (256 if kind == "bpe" else 1)
@@ -136,6 +138,15 @@ def train(kind, texts, vocab=4096):
         trainer = trainers.UnigramTrainer(unk_token="[UNK]", **common)
     engine.train_from_iterator(texts, trainer)
     return Tokenizer(engine)
+
+
+def _items(texts):
+    """Whole words, each an item: padding first, in the order of their first appearance, a mask last."""
+    seen = {w: None for t in texts for w in t.split()}
+    engine = Engine(models.WordLevel({t: i for i, t in enumerate(["[PAD]", *seen, "[MASK]"])}, unk_token="[PAD]"))
+    engine.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    engine.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in ("[PAD]", "[MASK]")])
+    return engine
 
 
 def _characters(characters):

@@ -76,7 +76,7 @@ def scores(objective, items, said):
         return metrics.entity_f1(wanted, said)
     if objective.kind == "text":
         return metrics.generated(wanted, said)
-    if objective.kind == "forecast":
+    if objective.kind in ("forecast", "recommend"):
         return objective.scores(items, said)
     if objective.kind == "reconstruct":
         return {}

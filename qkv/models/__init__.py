@@ -25,6 +25,7 @@ from . import (
     informer,
     layer,
     llama,
+    recurrent,
     series,
     switch,
     t5,
@@ -44,6 +45,7 @@ from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
 from .flamingo import CrossModal, SeeingDecoder
 from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
+from .recurrent import Recurrent
 from .series import CalendarEncoderDecoder, LinearForecaster, SeriesEncoderDecoder
 from .shape import Output
 from .speech import SpeechEncoderDecoder
@@ -80,7 +82,16 @@ FAMILIES = {
     for f in module.FAMILIES
 }
 OWN = (
-    transformer.OWN | gpts.OWN | clip.OWN | cnn.OWN | conformer.OWN | idefics.OWN | drawing.OWN | trajectory.OWN | series.OWN
+    transformer.OWN
+    | gpts.OWN
+    | clip.OWN
+    | cnn.OWN
+    | conformer.OWN
+    | idefics.OWN
+    | drawing.OWN
+    | trajectory.OWN
+    | series.OWN
+    | recurrent.OWN
 )  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
 TOPOLOGIES = {
@@ -100,6 +111,7 @@ TOPOLOGIES = {
         SeriesEncoderDecoder,
         CalendarEncoderDecoder,
         LinearForecaster,
+        Recurrent,
         TabularDecider,
         Selector,
         CrossModal,
@@ -170,7 +182,7 @@ def reads_text(cfg):
 
 def has_words(cfg):
     """Does it read or write tokens of a vocabulary?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, SeeingDecoder, Drawer)) or (
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, SeeingDecoder, Drawer, Recurrent)) or (
         isinstance(cfg, SpeechEncoder) and cfg.output == "ctc"
     )
 

@@ -5,7 +5,7 @@ import torch
 from ..core import read_pattern, tokens
 from ..core.slots import build, parse
 from ..words import nearest
-from . import forecast, images, speech
+from . import forecast, images, recommend, speech
 from .base import Joint, Loss, Objective, joint
 from .language import Causal, Contrastive, Detection, Masked, Prefix, Sentences
 from .restore import Corrupt, Denoise, SequenceToSequence
@@ -19,6 +19,7 @@ TASKS = ON_TEXT | {
     "draw": images.Draw,
     "transcribe": speech.Transcribe,
     "forecast": forecast.Forecast,
+    "recommend": recommend.Recommend,
 }
 OBJECTIVES = {
     "causal": Causal,
