@@ -131,7 +131,7 @@ class Recommend(Task):
             if wanted != IGNORE and self.popular is not None:
                 popular = self.popular.clone()
                 popular[taken] = -1
-                place = int((popular > popular[wanted]).sum())
+                place = int((popular > popular[wanted]).sum() + (popular[:wanted] == popular[wanted]).sum())  # of equals, the first
             out.append((best, None if wanted == IGNORE else int((row > row[wanted]).sum()), place))
         return out
 
