@@ -223,3 +223,44 @@ def test_images_are_drawn_by_a_game(tmp_path, capsys):
     for fields, message in (({"image": 24}, "a power of 2"), ({"width": 0}, "width=0")):
         with pytest.raises(ValueError, match=message):
             models.preset("drawer-nano", **fields)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["TabularClassifier", "TabularRegressor"])
+def test_estimators_pass_the_checks_of_scikit_learn(kind):
+    from sklearn.utils.estimator_checks import check_estimator
+
+    from qkv import tables
+
+    found = check_estimator(getattr(tables, kind)(), on_fail=None)
+    failed = [(r["check_name"], str(r["exception"])) for r in found if r["status"] == "failed"]
+    assert len(found) > 40 and not failed
+
+
+def test_a_table_is_learnt_explained_and_repeated():
+    """Two of six columns decide; they are found, and what is told of hidden columns helps nobody to forget it."""
+    from sklearn.exceptions import NotFittedError
+
+    from qkv.tables import TabularClassifier, TabularRegressor
+
+    r = np.random.default_rng(0)
+    x = r.normal(size=(600, 6))
+    x[:, 5] = r.integers(0, 3, 600)  # categories
+    y = np.where(x[:, 1] + 2 * (x[:, 5] == 1) > 0.7, "yes", "no")
+    fit = lambda **more: TabularClassifier(epochs=40, categories=(5,), width=2, batch=64, seed=3, **more).fit(x[:500], y[:500])
+    model = fit()
+    assert model.score(x[500:], y[500:]) > 0.9 and abs(model.feature_importances_.sum() - 1) < 1e-9
+    assert set(np.argsort(model.feature_importances_)[-2:]) == {1, 5}
+    importance, masks = model.explain(x[500:])
+    assert importance.shape == (100, 6) and masks.shape == (3, 100, 6) and np.allclose(masks.sum(-1), 1)
+    assert (fit().predict_proba(x[500:]) == model.predict_proba(x[500:])).all()
+    told = fit(pretrain=3)
+    assert told.score(x[500:], y[500:]) > 0.85 and not (told.predict_proba(x[500:]) == model.predict_proba(x[500:])).all()
+    number = TabularRegressor(epochs=40, batch=64).fit(x[:500, :5], 3 * x[:500, 1] + 100)
+    assert number.score(x[500:, :5], 3 * x[500:, 1] + 100) > 0.8
+    with pytest.raises(NotFittedError):
+        TabularClassifier().predict(x)
+    with pytest.raises(ValueError, match="NaN"):
+        model.predict(np.full((1, 6), np.nan))
+    with pytest.raises(ValueError, match="only one class is present"):
+        TabularClassifier().fit(x, np.zeros(600))
