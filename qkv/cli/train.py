@@ -20,6 +20,8 @@ Nothing at all trains a small GPT for a minute on text that ships with Python.
   qkv train clip-nano data=names.tsv files=images.zip              images and their texts find each other
   qkv train whisper-nano                                           sound: telephone keys; data=fsdd, or a folder, zip or table of your own
   qkv train conformer-nano data=fsdd                               the same by CTC
+  qkv train informer-nano data=series.csv label=sales              the next steps of a series; linear-forecaster beside it
+  qkv train bert4rec-nano data=items.txt                           what a user takes next (lines `user item`)
   qkv train transformer-nano data=task:reverse                     an encoder-decoder on generated pairs
   qkv train transformer-mini data=en.txt target=de.txt             your own line-aligned pairs
   qkv train last steps=4000                                        go on, bit for bit, to a later end
@@ -36,7 +38,7 @@ keys (model.*, data.*, train.*; the section may be left out):
   model    every field of `qkv show PRESET --fields`
 
 objectives: causal prefix masked sentences detect contrastive (running text), seq2seq denoise corrupt (encoder-decoders)
-tasks: images reconstruct (of images), match caption draw (of images and texts), transcribe (of sounds), classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
+tasks: images reconstruct (of images), match caption draw (of images and texts), transcribe (of sounds), forecast (of series), recommend (of items), classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
 
 --plain prints lines instead of the live panel, --quiet only the end. --profile says where the time went, and what share of the
 machine's peak was used (MFU; `qkv bench` measures the peak).
