@@ -63,7 +63,7 @@ def test_bad_bytes_are_replaced_on_request(tmp_path):
     assert list(text.documents(str(_file(tmp_path, "u.txt", b"abc\xffd")), errors="replace")) == ["abc\ufffdd"]
 
 
-@pytest.mark.parametrize("kind", tokenizers.KINDS)
+@pytest.mark.parametrize("kind", [k for k in tokenizers.KINDS if k != "items"])
 def test_tokenizers_train_save_and_load(kind, tmp_path):
     t = tokenizers.train(kind, iter(TEXTS), 320)
     assert [t.token(i) for i in (t.pad, t.unk, t.cls, t.sep, t.mask, t.bos, t.eos)] == tokenizers.SPECIAL
