@@ -86,9 +86,9 @@ class Tabular(BaseEstimator):
     def train(self, x, y, held_x, held_y, loss):
         model, best, since, state = self.model_, float("inf"), 0, None
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
-        if len(x) < 2:
-            return 0
-        for epoch in range(1, self.epochs + 1):
+        ran = 0
+        for _ in range(self.epochs if len(x) > 1 else 0):
+            ran += 1
             model.train()
             for rows in self.batches(len(x)):
                 out = model(x[rows])
@@ -108,7 +108,7 @@ class Tabular(BaseEstimator):
                     break
         if state is not None:
             model.load_state_dict(state)
-        return epoch
+        return ran
 
     def tell_hidden(self, x, cfg):
         """Pre-training: the values of hidden columns, each over its deviation in the batch (section 3.5); what both models have in common is taken over."""

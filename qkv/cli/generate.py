@@ -55,6 +55,18 @@ def run(words, verb):
     from .common import open_model
 
     model, tokenizer, _ = open_model(what)
+    verbs = {
+        "SpeechEncoderDecoder": "transcribe",
+        "SpeechEncoder": "transcribe",
+        "SeeingDecoder": "caption",
+        "TwoTowers": "classify",
+        "ImageEncoder": "classify",
+    }
+    if (kind := type(model.config).__name__) not in ("Decoder", "Encoder", "EncoderDecoder"):
+        raise ValueError(
+            f"{what} is of {kind}, which writes on from no text; "
+            + (f"try qkv {verbs[kind]}" if kind in verbs else "decoders and encoder-decoders do")
+        )
     if type(model.config).__name__ == "Encoder":
         raise ValueError(f"{what} is an encoder: it reads both ways and cannot write on. Decoders and encoder-decoders can")
     if model.config.output != "lm":

@@ -177,14 +177,13 @@ def replace(cfg, **given):
 
 def reads_text(cfg):
     """Is it a model of texts alone (and not of images or sound)?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder)) and not isinstance(cfg, SpeechEncoderDecoder)
+    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder)) and not isinstance(cfg, (SpeechEncoderDecoder, TrajectoryDecoder))
 
 
 def has_words(cfg):
     """Does it read or write tokens of a vocabulary?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder, TwoTowers, SeeingDecoder, Drawer, Recurrent)) or (
-        isinstance(cfg, SpeechEncoder) and cfg.output == "ctc"
-    )
+    others = isinstance(cfg, (SpeechEncoderDecoder, TwoTowers, SeeingDecoder, Drawer, Recurrent))
+    return reads_text(cfg) or others or (isinstance(cfg, SpeechEncoder) and cfg.output == "ctc")
 
 
 def parts_of(cfg):
