@@ -23,16 +23,25 @@ def kept(figure, path):
     return path
 
 
-def spectrum(path, frames_FM, words=()):
-    """A log-mel spectrum (F, M), a frame every 10 ms, with words [(word, start, end)] at their times. Returns the path."""
-    figure, axes = canvas(max(6, min(24, len(frames_FM) / 80)), 3.5)
-    axes = axes[0, 0]
+def spectrum(path, frames_FM, words=(), looked=None):
+    """A log-mel spectrum (F, M), a frame every 10 ms, with words [(word, start, end)] at their times; looked: (names of tokens, weights (tokens, T), seconds),
+    where each token looked in the sound. Returns the path."""
+    figure, rows = canvas(
+        max(6, min(24, len(frames_FM) / 80)), 3.5 + (0 if looked is None else 0.6 + 0.22 * len(looked[0])), 1 if looked is None else 2, 1
+    )
+    axes = rows[0, 0]
     axes.imshow(frames_FM.T, origin="lower", aspect="auto", extent=(0, len(frames_FM) / 100, 0, frames_FM.shape[1]), cmap="magma")
     for i, (word, start, end) in enumerate(words):
         axes.axvspan(start, end, color="white" if i % 2 else "cyan", alpha=0.12, linewidth=0)
         axes.axvline(start, color="white", linewidth=0.6)
         axes.text((start + end) / 2, frames_FM.shape[1] * (0.93 - 0.08 * (i % 2)), word, color="white", ha="center", fontsize=9)
-    axes.set(xlabel="seconds", ylabel="mel band")
+    axes.set(xlabel="seconds", ylabel="mel band", xlim=(0, len(frames_FM) / 100))
+    if looked is not None:
+        names, weights, seconds = looked
+        at = rows[1, 0]
+        at.imshow(weights, aspect="auto", cmap="viridis", extent=(0, seconds, len(names), 0))
+        at.set_yticks([i + 0.5 for i in range(len(names))], names, fontsize=8)
+        at.set(xlim=axes.get_xlim(), xlabel="seconds", title="where each token looked")
     return kept(figure, path)
 
 

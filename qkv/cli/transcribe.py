@@ -9,7 +9,7 @@ wav2vec 2.0 with CTC. A published Whisper hears the language, writes with times,
   qkv transcribe last 7_jackson_0.wav
   qkv transcribe openai/whisper-tiny talk.mp3 words=true out=talk.json
   qkv transcribe openai/whisper-small rede.flac language=de task=translate
-  qkv transcribe last jfk.flac picture=heard.png                   the spectrum, and which part of it each word was written from
+  qkv transcribe last jfk.flac picture=heard.png                   the spectrum, the times of words, and where each token looked
 
 keys: language  task (transcribe or translate)  words (false; with the times of words)  beams (0; of CTC)  out (a .json file)  picture (a .png file)
 """
@@ -65,7 +65,9 @@ def run(words, verb):
 
         wave = audio.samples(Path(sounds[0]), sounds[0])
         said = [w for s in everything[sounds[0]] for w in s["words"]]
-        print(f"picture: {pictures.spectrum(picture, audio.log_mel(wave), said)}")
+        first = everything[sounds[0]][0]["text"] if everything[sounds[0]] else ""
+        looked = speech.attention(model, tokenizer, Path(sounds[0]), first) if hasattr(model, "encode") and first else None
+        print(f"picture: {pictures.spectrum(picture, audio.log_mel(wave), said, looked)}")
     return 0
 
 

@@ -241,6 +241,17 @@ def looks(model, frames_1MF, ids):
     return torch.stack(kept)
 
 
+def attention(model, tokenizer, sound, text):
+    """(tokens, mean weights (L, T) of the upper half of the layers, seconds of T): where in its first window the tokens of a text looked."""
+    wave = audio.samples(sound, str(sound))
+    protocol = Protocol.of(tokenizer)
+    prefix = [model.config.start] if protocol is None else protocol.prefix(next(iter(protocol.languages), None), "transcribe", False)
+    ids = tokenizer.encode(text)[: model.config.length - len(prefix) - 1]
+    weights = looks(model, window(model, wave, 0), [*prefix, *ids])
+    upper = weights[len(weights) // 2 :, :, len(prefix) - 1 : -1].flatten(0, 1).float().mean(0)
+    return [tokenizer.decode([i]).strip() or "_" for i in ids], upper.cpu().numpy(), model.window / SECOND
+
+
 def aligned(model, tokenizer, frames_1MF, prefix, ids, within, offset=0.0):
     """[(word, start, end)] of a segment: the cheapest monotonous path through the cross-attention of the upper half of the layers, smoothed over
     seven vectors (dynamic time warping; the published code's way). within: its start and end in the window, offset: the window's
@@ -292,4 +303,4 @@ def _words(tokenizer, ids, times):
     return [(w, round(a, 2), round(b, 2)) for w, a, b in out if w]
 
 
-__all__ = ["Protocol", "Segment", "aligned", "hear_language", "looks", "transcribe", "warp", "write"]
+__all__ = ["Protocol", "Segment", "aligned", "attention", "hear_language", "looks", "transcribe", "warp", "write"]
