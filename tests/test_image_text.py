@@ -342,3 +342,26 @@ def test_augmentation_by_kornia_is_drawn_by_the_step():
     assert seen[3].equal(batch.inputs["pixel_values"])  # nothing is drawn where nothing is learnt
     with pytest.raises(ValueError, match="augment='wild' is not one of none, mild"):
         objectives.TASKS["images"](cfg, augment="wild")
+
+
+@pytest.mark.parametrize("position", ["learned", "rope2d(width=2)", "sinusoid2d"])
+def test_the_last_block_for_the_class_token_alone_is_the_same(position):
+    """Logits and every gradient; refused, by doing all of it, where something else is read."""
+    cfg = models.preset("vit-nano", image=8, patch=4, dim=32, heads=2, layers=3, position=position)
+    if position.startswith("rope2d"):
+        cfg = models.replace(cfg, position="rope2d(width=2, skip=1)")
+    model = models.build(cfg).double()
+    x = torch.randn(3, 3, 8, 8).double()
+    gradients = []
+    for whole in (True, False):
+        model.zero_grad()
+        out = model(pixel_values=x, whole=whole)
+        out["logits"].square().sum().backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None} | {"/logits": out["logits"].detach()}
+        )
+    assert out["hidden"].shape == (3, 1, 32) and gradients[0].keys() == gradients[1].keys()
+    for name, g in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], g, atol=1e-12, rtol=0)
+    mean = models.build(models.replace(cfg, pooling="mean"))
+    assert not mean.narrow and mean(pixel_values=x.float(), whole=False)["hidden"].shape == (3, 5, 32)
