@@ -217,7 +217,7 @@ class SeriesEncoderDecoderModel(nn.Module):
             )
         if future_values is None:
             raise ValueError(
-                "future_values are missing: the decoder reads the steps to say with their lags; forecast() says them one by one"
+                "future_values are missing: the decoder reads the steps to say with their lags"
             )
         seen = torch.ones_like(past_values) if past_observed_mask is None else past_observed_mask
         loc, scale = self.scaled(past_values[:, -cfg.context :], seen[:, -cfg.context :])
