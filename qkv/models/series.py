@@ -216,9 +216,7 @@ class SeriesEncoderDecoderModel(nn.Module):
                 f"past_values have the shape {tuple(past_values.shape)}; they must be {shape}: context={cfg.context} and the longest lag, {max(cfg.lags)}"
             )
         if future_values is None:
-            raise ValueError(
-                "future_values are missing: the decoder reads the steps to say with their lags"
-            )
+            raise ValueError("future_values are missing: the decoder reads the steps to say with their lags")
         seen = torch.ones_like(past_values) if past_observed_mask is None else past_observed_mask
         loc, scale = self.scaled(past_values[:, -cfg.context :], seen[:, -cfg.context :])
         whole = (torch.cat([past_values, future_values], 1) - loc) / scale
