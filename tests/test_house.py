@@ -21,7 +21,7 @@ BELOW = {  # what each package may import
     "objectives": {"core", "data", "models", "generation", "interpret", "pictures", "words"},
     "native": {"core", "models", "runtime"},
     "embed": {"data", "native", "runtime"},
-    "generation": {"core", "data", "models", "native", "runtime", "words"},
+    "generation": {"core", "data", "interpret", "models", "native", "runtime", "words"},
     "evaluation": {"core", "data", "models", "native", "objectives", "generation", "words"},
     "training": {"core", "data", "models", "objectives", "generation", "evaluation", "checkpoints", "native", "words", "runtime"},
     "cli": {

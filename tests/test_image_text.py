@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from reference import shaken
 
 import qkv
 from qkv import models, objectives
@@ -22,14 +23,6 @@ RESAMPLER = {"use_resampler": True, "resampler_n_latents": 4, "resampler_depth":
              "qk_layer_norms_perceiver": True}  # fmt: skip
 
 
-def shaken(model, by=0.2):
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=g, dtype=p.dtype) * by)
-    return model.eval()
-
-
 @pytest.mark.parametrize("more", [
     {"use_resampler": True, "perceiver_config": RESAMPLER},
     {"qk_layer_norms": True, "alpha_type": "vector", "cross_layer_interval": 2},
@@ -40,7 +33,7 @@ def test_idefics_equals_the_reference(more, tmp_path):
     """Logits, decoding with a cache, and the reference reads what we save."""
     import transformers
 
-    theirs = shaken(transformers.IdeficsForVisionText2Text(transformers.IdeficsConfig(**IDEFICS | more)))
+    theirs = shaken(transformers.IdeficsForVisionText2Text(transformers.IdeficsConfig(**IDEFICS | more)), 0.2, True)
     theirs.tie_weights()
     theirs.save_pretrained(tmp_path / "a")
     ours = qkv.load(tmp_path / "a")
@@ -67,7 +60,7 @@ def test_gated_blocks_look_where_they_may(see):
     from qkv.models.flamingo import CrossModal, remembered
 
     cfg = CrossModal(dim=16, seen_dim=12, look_heads=2, look_head_dim=4, resampler="none", layers=1, look_hidden=20, see=see)
-    model = shaken(models.build(cfg)).double()
+    model = shaken(models.build(cfg), 0.2, True).double()
     look = model.blocks[0].look
     media, x = torch.randn(1, 3, 2, 12).double(), torch.randn(1, 8, 16).double()
     places = torch.tensor([[0, 1, 0, 1, 0, 0, 1, 0]]).bool()
@@ -98,7 +91,7 @@ def seeing():
     picture = models.ImageEncoder(dim=24, layers=1, heads=2, hidden=32, image=8, patch=4, output="hidden")
     cfg = models.SeeingDecoder(words=words, picture=picture, resampler="perceiver(latents=3, layers=1, heads=2, head_dim=8, mult=2)", look_heads=2,
                                look_head_dim=8, more=1, image=40)  # fmt: skip
-    return shaken(models.build(cfg))
+    return shaken(models.build(cfg), 0.2, True)
 
 
 @torch.no_grad()
@@ -303,7 +296,7 @@ def test_what_flows_through_all_layers():
 
 def test_convolutions_beside_patches():
     """A residual block by hand; a convolutional stem gives as many places as patches do; both train on."""
-    model = shaken(models.build(models.ConvNet(widths=(4, 6), depth=1, image=8, channels=1, labels=3)), 0.3)
+    model = shaken(models.build(models.ConvNet(widths=(4, 6), depth=1, image=8, channels=1, labels=3)), 0.3, True)
     x = torch.randn(2, 1, 8, 8)
     F = torch.nn.functional
     y = torch.relu(model.norm(model.stem(x)))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference import shaken
 from safetensors.torch import load_file
 
 import qkv
@@ -43,15 +44,6 @@ def inputs_of(cls, cfg):
         out["input_ids"][:, 6] = 58
         out["attention_mask"] = (torch.arange(9) < 7).long().expand(3, -1)
     return out
-
-
-def shaken(model):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.1 * torch.randn_like(p))
-    return model.eval()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r[0])

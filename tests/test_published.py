@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from reference import shaken, there_and_back
 
-import qkv
 from qkv import models
 from qkv.models.tabular import Entmax, Sparsemax
 
@@ -12,36 +12,13 @@ INFORMER = {"prediction_length": 6, "context_length": 12, "lags_sequence": [1, 2
             "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 40, "decoder_ffn_dim": 48}  # fmt: skip
 
 
-def shaken(model):
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.1 * torch.randn(p.shape, generator=g))
-        for name, b in model.named_buffers():
-            if "running" in name:
-                b.add_(0.1 * torch.rand(b.shape, generator=g))
-    return model.eval()
-
-
-def ours_of(theirs, tmp_path):
-    """Our model of a reference's files; what it saves holds the same tensors."""
-    theirs.save_pretrained(tmp_path / "a")
-    ours = qkv.load(tmp_path / "a")
-    qkv.save(ours, tmp_path / "b")
-    again = type(theirs).from_pretrained(tmp_path / "b")
-    for (name, a), (_, b) in zip(theirs.state_dict().items(), again.state_dict().items(), strict=True):
-        assert a.equal(b), name
-    return ours
-
-
 @pytest.mark.parametrize("more", [{}, {"action_tanh": False, "activation_function": "gelu", "n_inner": 40}])
 @torch.no_grad()
 def test_decision_transformers_equal_the_reference(more, tmp_path):
     import transformers
 
     theirs = shaken(transformers.DecisionTransformerModel(transformers.DecisionTransformerConfig(**DECISION | more)))
-    ours = ours_of(theirs, tmp_path)
+    ours = there_and_back(theirs, tmp_path)
     B, T = 2, 7
     given = {"states": torch.randn(B, T, 5), "actions": torch.randn(B, T, 3), "returns_to_go": torch.randn(B, T, 1), "rewards": torch.randn(B, T, 1),
              "timesteps": torch.arange(T).expand(B, -1), "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])}  # fmt: skip
@@ -84,7 +61,7 @@ def test_informers_equal_the_reference(more, tmp_path):
     import transformers
 
     theirs = shaken(transformers.InformerForPrediction(transformers.InformerConfig(**INFORMER | more)))
-    ours = ours_of(theirs, tmp_path)
+    ours = there_and_back(theirs, tmp_path)
     tail = (2,) if more.get("input_size") == 2 else ()
     given = {"past_values": torch.rand(3, 16, *tail) + 0.5, "past_time_features": torch.randn(3, 16, 2), "past_observed_mask": (torch.rand(3, 16, *tail) > 0.2).float(),
              "future_values": torch.rand(3, 6, *tail), "future_time_features": torch.randn(3, 6, 2)}  # fmt: skip

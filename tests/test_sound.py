@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from reference import shaken, there_and_back
 
 import qkv
 from qkv import models, objectives
@@ -23,32 +24,6 @@ W2V = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "int
 WHISPER = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 48,
            "decoder_ffn_dim": 40, "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 12, "vocab_size": 61, "pad_token_id": 0,
            "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}  # fmt: skip
-
-
-def shaken(model):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(0.1 * torch.randn_like(p))
-        for name, b in model.named_buffers():
-            if "running" in name:
-                b.add_(0.1 * torch.rand_like(b))
-    return model.eval()
-
-
-def there_and_back(theirs, tmp_path):
-    """Our model of a reference's files, having checked that what it saves holds the same tensors."""
-    import transformers
-
-    theirs.save_pretrained(tmp_path / "a")
-    ours = qkv.load(tmp_path / "a")
-    qkv.save(ours, tmp_path / "b")
-    again = type(theirs).from_pretrained(tmp_path / "b")
-    for (name, a), (_, b) in zip(theirs.state_dict().items(), again.state_dict().items(), strict=True):
-        assert a.equal(b), name
-    assert isinstance(again, transformers.PreTrainedModel)
-    return ours
 
 
 @pytest.mark.parametrize("more", [

@@ -16,15 +16,11 @@ KEYS = ("shots", "near")
 def run(words, verb):
     from pathlib import Path
 
+    from .common import model_and_files
     from .main import options
 
     plain, given, _ = options(words, KEYS)
-    if len(plain) < 2:
-        raise ValueError("name a model and an image: qkv caption last photo.png")
-    what, *files = plain
-    for f in files:
-        if not Path(f).is_file():
-            raise ValueError(f"{f} is no file here")
+    what, files = model_and_files(plain, "name a model and an image: qkv caption last photo.png")
     from .. import objectives
     from ..core.slots import parse
     from ..data.examples import Example

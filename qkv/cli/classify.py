@@ -18,6 +18,7 @@ KEYS = ("labels", "prompt", "top", "picture")
 def run(words, verb):
     from pathlib import Path
 
+    from .common import model_and_files
     from .main import options
 
     words = [f"labels={w.removeprefix('--labels=')}" if w.startswith("--labels=") else w for w in words]
@@ -25,16 +26,11 @@ def run(words, verb):
         at = words.index("--labels")
         words = [*words[:at], f"labels={words[at + 1]}", *words[at + 2 :]]
     plain, given, _ = options(words, KEYS)
-    if len(plain) < 2:
-        raise ValueError('name a model and an image: qkv classify last photo.jpg labels="a cat,a dog"')
-    what, *files = plain
+    what, files = model_and_files(plain, 'name a model and an image: qkv classify last photo.jpg labels="a cat,a dog"')
     top = given.get("top", 5)
     if not isinstance(top, int) or top < 1:
         raise ValueError(f"top={top!r}: must be a whole number of at least 1")
     labels = [w.strip() for w in str(given.get("labels", "")).split(",") if w.strip()]
-    for f in files:
-        if not Path(f).is_file():
-            raise ValueError(f"{f} is no file here")
     if given.get("picture") and len(files) > 1:
         raise ValueError("picture= is of one image; give one")
     import torch

@@ -3,6 +3,16 @@
 from pathlib import Path
 
 
+def model_and_files(plain, example):
+    """(what, [files]) of a verb's plain words. Raises ValueError where one is missing."""
+    if len(plain) < 2:
+        raise ValueError(example)
+    for f in plain[1:]:
+        if not Path(f).is_file():
+            raise ValueError(f"{f} is no file here")
+    return plain[0], plain[1:]
+
+
 def open_model(what):
     """(model, tokenizer, folder it came from) of a run, a checkpoint folder or a hub id. Raises ValueError."""
     from .. import models, runtime

@@ -21,15 +21,11 @@ def run(words, verb):
     import json
     from pathlib import Path
 
+    from .common import model_and_files
     from .main import options
 
     plain, given, _ = options(words, KEYS)
-    if len(plain) < 2:
-        raise ValueError("name a model and a sound: qkv transcribe last speech.wav")
-    what, *sounds = plain
-    for sound in sounds:
-        if not Path(sound).is_file():
-            raise ValueError(f"{sound} is no file here")
+    what, sounds = model_and_files(plain, "name a model and a sound: qkv transcribe last speech.wav")
     out, picture, timed = given.pop("out", None), given.pop("picture", None), given.pop("words", False)
     if not isinstance(timed, bool):
         raise ValueError(f"words={timed!r}: must be true or false")

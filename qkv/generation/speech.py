@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .. import interpret
 from ..data import audio
 from . import ctc
 from .decoding import decoding, writing
@@ -227,18 +228,10 @@ def _segments(ids, first, seconds):
     return parts, ended if ids and ids[-1] >= first and len(ids) > 1 and ids[-2] >= first else 0.0
 
 
-@torch.inference_mode()
 def looks(model, frames_1MF, ids):
     """(layers, H, L, T) weights of the cross-attention of every decoder layer, for the ids written."""
-    kept, hooks = [], []
-    for block in model.decoder.blocks:
-        hooks.append(block.cross.f.kernel.weights.register_forward_hook(lambda m, i, out: kept.append(out[0])))
-    try:
-        model(input_features=frames_1MF, decoder_input_ids=torch.tensor([ids], device=frames_1MF.device))
-    finally:
-        for h in hooks:
-            h.remove()
-    return torch.stack(kept)
+    written = torch.tensor([ids], device=frames_1MF.device)
+    return interpret.weights(model, cross=True, input_features=frames_1MF, decoder_input_ids=written)[:, 0]
 
 
 def attention(model, tokenizer, sound, text):

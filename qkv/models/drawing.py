@@ -13,15 +13,15 @@ from torch import nn
 
 from ..core import Attention, Context, tokens
 from .encoder import Encoder, EncoderModel
-from .shape import Output, initialise, one_of
+from .shape import WORDS, AroundWords, Output, initialise, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawer:
+class Drawer(AroundWords):
     """words: the encoder of texts. image: pixels of a side of the last image, a power of 2; the first is of half of it. width: channels. noise: numbers that
     say which of all images of a text it is. A field that is not here is that of the words."""
 
-    inner = "words"
+    asked = WORDS | {"layers"}
     words: Encoder
     image: int = 32
     channels: int = 3
@@ -30,20 +30,13 @@ class Drawer:
     output: str = "images"
 
     def __post_init__(self):
-        value = self.words
-        fields = dict(value) if isinstance(value, dict) else {f: getattr(value, f) for f in value.__dataclass_fields__}
-        object.__setattr__(self, "words", Encoder(**fields | {"output": "hidden", "pooler": False}))
+        self.part("words", Encoder, output="hidden", pooler=False)
         one_of("output", self.output, ("images",))
         if self.image < 16 or self.image & (self.image - 1):
             raise ValueError(f"image={self.image}: must be a power of 2 of at least 16")
         for name in ("width", "noise", "channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-
-    def __getattr__(self, name):
-        if name in ("vocab", "length", "dim", "heads", "kv_heads", "wide", "embed_dim", "layers", "pad", "bos", "eos", "types"):
-            return getattr(self.words, name)
-        raise AttributeError(name)
 
     @property
     def grid(self):

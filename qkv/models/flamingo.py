@@ -13,7 +13,7 @@ from ..core.layers import NORMS
 from ..core.masks import Pattern
 from .decoder import Decoder, DecoderModel
 from .image import ImageEncoder, ImageEncoderModel
-from .shape import Output, initialise, locate, one_of
+from .shape import WORDS, AroundWords, Output, initialise, locate, one_of
 
 
 @dataclass(frozen=True)
@@ -180,12 +180,12 @@ class CrossModalModel(Stack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeeingDecoder(Looks):
+class SeeingDecoder(AroundWords, Looks):
     """words: the language model; picture: the encoder of images; every: gated blocks stand before each `every`-th block of the language
     model. more: tokens that were added to the vocabulary and have weights of their own. image: the id that stands for an image in the text.
     A field that is not here is that of the words."""
 
-    inner = "words"
+    asked = WORDS | {"start", "layers", "pattern", "position"}
     words: Decoder
     picture: ImageEncoder
     every: int = 1
@@ -195,34 +195,12 @@ class SeeingDecoder(Looks):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, kind, fixed in (("words", Decoder, {"output": "lm"}), ("picture", ImageEncoder, {"output": "hidden"})):
-            value = getattr(self, name)
-            fields = dict(value) if isinstance(value, dict) else {f: getattr(value, f) for f in value.__dataclass_fields__}
-            object.__setattr__(self, name, kind(**fields | fixed))
+        self.part("words", Decoder, output="lm")
+        self.part("picture", ImageEncoder, output="hidden")
         object.__setattr__(self, "seen_dim", self.picture.dim)
         one_of("output", self.output, ("lm",))
         if self.every < 1 or self.more < 0:
             raise ValueError(f"every={self.every} must be at least 1, and more={self.more} 0 or more")
-
-    def __getattr__(self, name):
-        if name in (
-            "length",
-            "dim",
-            "heads",
-            "kv_heads",
-            "wide",
-            "embed_dim",
-            "pad",
-            "bos",
-            "eos",
-            "start",
-            "types",
-            "layers",
-            "pattern",
-            "position",
-        ):
-            return getattr(self.words, name)
-        raise AttributeError(name)
 
     @property
     def vocab(self):

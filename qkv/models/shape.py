@@ -124,6 +124,26 @@ class Shape:
         return value if isinstance(value, str) else value[i % len(value)]
 
 
+WORDS = frozenset(("vocab", "length", "dim", "heads", "kv_heads", "wide", "embed_dim", "pad", "bos", "eos", "types"))
+
+
+class AroundWords:
+    """A config around that of a model of text: what is asked of any model of text is answered by `words`."""
+
+    inner, asked = "words", WORDS
+
+    def __getattr__(self, name):
+        if name in type(self).asked:
+            return getattr(self.words, name)
+        raise AttributeError(name)
+
+    def part(self, name, kind, **fixed):
+        """Makes the field a config of its kind with some fields set; it may be given as a dict (a file's)."""
+        value = getattr(self, name)
+        fields = dict(value) if isinstance(value, dict) else {f: getattr(value, f) for f in value.__dataclass_fields__}
+        object.__setattr__(self, name, kind(**fields | fixed))
+
+
 def one_of(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: is not one of {', '.join(allowed)}.{nearest(value, allowed)}")

@@ -11,16 +11,14 @@ from torch import nn
 from .decoder import Decoder, DecoderModel
 from .heads import at_place
 from .image import ImageEncoder, ImageEncoderModel
-from .shape import Output, initialise, one_of
+from .shape import AroundWords, Output, initialise, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoTowers:
+class TwoTowers(AroundWords):
     """picture, words: the towers, as values of their own. width: of the common vectors. scale: logarithm of what similarities are
     multiplied by at first; it is trained. end: which token's vector is the text's, its eos, or that of the highest id (the first published files). output: similarity. A field that is not
     here is that of the words."""
-
-    inner = "words"
 
     picture: ImageEncoder
     words: Decoder
@@ -30,34 +28,12 @@ class TwoTowers:
     output: str = "similarity"
 
     def __post_init__(self):
-        for name, kind, fixed in (
-            ("picture", ImageEncoder, {"projection": self.width, "output": "projection"}),
-            ("words", Decoder, {"output": "hidden"}),
-        ):
-            value = getattr(self, name)
-            fields = dict(value) if isinstance(value, dict) else {f: getattr(value, f) for f in value.__dataclass_fields__}
-            object.__setattr__(self, name, kind(**fields | fixed))
+        self.part("picture", ImageEncoder, projection=self.width, output="projection")
+        self.part("words", Decoder, output="hidden")
         if self.words.eos is None:
             raise ValueError("words.eos is not set; a text's vector is that of its eos token")
         one_of("output", self.output, ("similarity",))
         one_of("end", self.end, ("eos", "highest"))
-
-    def __getattr__(self, name):
-        if name in (
-            "vocab",
-            "length",
-            "dim",
-            "heads",
-            "kv_heads",
-            "wide",
-            "embed_dim",
-            "pad",
-            "bos",
-            "eos",
-            "types",
-        ):  # what is said of a model of text
-            return getattr(self.words, name)
-        raise AttributeError(name)
 
     @property
     def layers(self):

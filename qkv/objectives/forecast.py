@@ -118,8 +118,6 @@ class Forecast(Task):
 
     def show(self, model, run):
         items = run.valid.pairs[:: max(1, len(run.valid.pairs) // 3)][:3]
-        was = model.training
-        said = self.predict(model.eval(), items, run.device)
-        model.train(was)
+        said = self.answered(model, items, run.device)
         row = lambda x: " ".join(f"{v:.2f}" for v in x[:6, 0].tolist())
         return "\n".join(f"{row(s)} ...   (wanted: {row(i['wanted'])} ...)" for i, s in zip(items, said))

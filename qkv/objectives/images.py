@@ -107,10 +107,7 @@ class Images(Classification):
     def show(self, model, run):
         """A few held-out images' classes, and what the model says."""
         items = run.valid.pairs[:: max(1, len(run.valid.pairs) // 8)][:8]
-        was = model.training
-        said = self.predict(model.eval(), items, run.device)
-        model.train(was)
-        return ", ".join(f"{i['wanted']}" + ("" if s == i["wanted"] else f" (said: {s})") for i, s in zip(items, said))
+        return self.told(model, run, items)
 
 
 class Reconstruct(Images):
@@ -246,11 +243,7 @@ class Match(Images):
 
     def show(self, model, run):
         items = run.valid.pairs
-        was = model.training
-        model.eval()
-        said = [s for i in range(0, len(items), 64) for s in self.predict(model, items[i : i + 64], run.device)]
-        model.train(was)
-        nearest = self.ranked(items, said)[1]
+        nearest = self.ranked(items, self.answered(model, items, run.device))[1]
         return ", ".join(
             i["wanted"] + ("" if n == i["wanted"] else f" (nearest: {n})")
             for i, n in list(zip(items, nearest))[:: max(1, len(items) // 6)][:6]
@@ -433,7 +426,4 @@ class Caption(Match):
     def show(self, model, run):
         items = run.valid.pairs[:: max(1, len(run.valid.pairs) // 6)][:6]
         self.nearest(model, items)
-        was = model.training
-        said = self.predict(model.eval(), items, run.device)
-        model.train(was)
-        return ", ".join(f"{i['wanted']}" + ("" if s == i["wanted"] else f" (said: {s})") for i, s in zip(items, said))
+        return self.told(model, run, items)

@@ -143,9 +143,7 @@ class Recommend(Task):
 
     def show(self, model, run):
         items = run.valid.pairs[:3]
-        was = model.training
-        said = self.predict(model.eval(), items, run.device, 3)
-        model.train(was)
+        said = self.answered(model, items, run.device, top=3)
         return "\n".join(
             f"{' '.join(self.tokenizer.token(t) for t in i['taken'][-5:])}  ->  {', '.join(s[0])}   (taken: {i['wanted']})"
             for i, s in zip(items, said)

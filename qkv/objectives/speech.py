@@ -137,7 +137,4 @@ class Transcribe(Task):
 
     def show(self, model, run):
         items = run.valid.pairs[:: max(1, len(run.valid.pairs) // 8)][:8]
-        was = model.training
-        said = self.predict(model.eval(), items, run.device)
-        model.train(was)
-        return ", ".join(i["wanted"] + ("" if s == i["wanted"] else f" (heard: {s})") for i, s in zip(items, said))
+        return self.told(model, run, items, "heard")

@@ -35,6 +35,18 @@ class Task(Objective):
         if tokenizer.pad is None:
             raise ValueError("fine-tuning pads texts, and this tokenizer has no padding token")
 
+    def answered(self, model, items, device, **more):
+        """What the model says of items, in evaluation mode; it keeps its own."""
+        was = model.training
+        said = [s for i in range(0, len(items), 64) for s in self.predict(model.eval(), items[i : i + 64], device, **more)]
+        model.train(was)
+        return said
+
+    def told(self, model, run, items, word="said"):
+        """A line of what was wanted, and what was said where it is something else."""
+        said = self.answered(model, items, run.device)
+        return ", ".join(i["wanted"] + ("" if s == i["wanted"] else f" ({word}: {s})") for i, s in zip(items, said))
+
     @classmethod
     def read(cls, cfg, source, part):
         """Examples of a source, for a Data config."""
