@@ -73,7 +73,7 @@ def run(words, verb):
             )
         a, _, b = given.get("languages", "en-de").partition("-")
         rows = text.pairs(*(str(registry.fetch(name, f"{given.get('part', 'val')}.{x}")) for x in (a, b)))
-    elif source and (given.get("target") or kind == "EncoderDecoder"):
+    elif source and (given.get("target") or kind in ("EncoderDecoder", "RecurrentEncoderDecoder")):
         if not given.get("target"):
             raise ValueError("an encoder-decoder is scored on pairs: give target=FILE beside the source file")
         rows = text.pairs(source, given["target"])
@@ -112,7 +112,7 @@ def run(words, verb):
         print(f"perplexity  {held['perplexity']:,.3f}")
     if held["accuracy"] is not None:
         print(f"accuracy    {100 * held['accuracy']:.2f} %")
-    if shard is not None and kind == "Decoder":
+    if shard is not None and kind in ("Decoder", "Recurrent"):
         import math
 
         print(f"bits a byte {held['loss'] / math.log(2) * len(shard) / max(1, shard.nbytes):.4f}")

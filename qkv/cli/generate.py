@@ -62,7 +62,7 @@ def run(words, verb):
         "TwoTowers": "classify",
         "ImageEncoder": "classify",
     }
-    if (kind := type(model.config).__name__) not in ("Decoder", "Encoder", "EncoderDecoder"):
+    if (kind := type(model.config).__name__) not in ("Decoder", "Encoder", "EncoderDecoder", "Recurrent", "RecurrentEncoderDecoder"):
         raise ValueError(
             f"{what} is of {kind}, which writes on from no text; "
             + (f"try qkv {verbs[kind]}" if kind in verbs else "decoders and encoder-decoders do")

@@ -88,10 +88,14 @@ def defaults(preset, task=False, data=False):
         return {"model": {"preset": preset}, "data": data, "train": dict(TASK)}
 
     kind, objective = type(models.preset(preset)).__name__, models.objective_of(preset)
-    pairs = kind == "EncoderDecoder" and not objective
+    pairs = kind in ("EncoderDecoder", "RecurrentEncoderDecoder") and not objective
     raw = {"model": {"preset": preset}, "data": {"source": "task:reverse" if pairs else "pydoc"}, "train": {"seconds": 60.0}}
     if objective:
         raw["train"]["objective"] = objective
+    if kind == "Recurrent":
+        raw["data"]["across"] = True  # it cannot keep the documents of a row apart
+    if kind.startswith("Recurrent"):
+        raw["train"]["lr"] = 3e-3
     if pairs:
         raw["data"]["tokenizer"] = "char"
     if kind == "Encoder":
@@ -232,7 +236,7 @@ def ending(where, held, show, r):
         print(f"sample: {brief(show.text, 110)}")
     more = f"steps={2 * show.now}" if r.train.seconds is None else f"seconds={int(2 * r.train.seconds)}"
     look = {"Decoder": f'qkv generate {where} "The "', "EncoderDecoder": f'qkv generate {where} "a text to answer"'}.get(
-        "" if r.train.task else show.kind, f"qkv eval {where}"
+        "" if r.train.task else show.kind.replace("RecurrentE", "E").replace("Recurrent", "Decoder"), f"qkv eval {where}"
     )
     print(f"\nrun folder: {where}\ntry next:\n  {look}\n  qkv train {where} {more}")
 

@@ -87,6 +87,30 @@ class Softmax(nn.Module):
         return out if more is None else out + more
 
 
+class Additive(nn.Module):
+    """w' tanh(q + k) in place of q' k, a softmax, and the sum of the values (Bahdanau et al., 2015, section A.1.2): the first attention. Its
+    scores take memory for every pair of tokens and channel. A forward hook on `weights` sees (B, H, T, S)."""
+
+    patterns = (Pattern,)
+    takes_scores = False
+
+    def __init__(self, heads, head_dim, dropout=0.0):
+        super().__init__()
+        self.weight, self.dropout, self.weights = nn.Parameter(torch.randn(heads, head_dim) * head_dim**-0.5), dropout, nn.Identity()
+
+    def flops(self, heads, head_dim, length, seen):
+        """FLOPs a query: of a channel of a pair one sum, one tanh and one product with the score's and the value's sum each."""
+        return 6 * heads * head_dim * seen
+
+    def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
+        groups = q_BHTC.shape[1] // k_BGSC.shape[1]
+        k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BGSC, v_BGSC))
+        scores = torch.einsum("bhtsc,hc->bhts", torch.tanh(q_BHTC[:, :, :, None] + k[:, :, None]), self.weight)
+        if not see.all:
+            scores = scores.masked_fill(see.hidden(), -torch.inf)
+        return dropout(self.weights(scores.softmax(-1)), self.dropout if self.training else 0.0) @ v
+
+
 def _slow_backward(q_BHTC, k_BGSC, p):
     """On a CPU, SDPA has no dropout (it falls back to float32 tensors of scores), and its backward in bfloat16 takes several times
     as long as the plain formula where rows are short (measured on AMX, torch 2.13: 48 against 5 ms at 15 tokens, even at 512)."""
@@ -107,4 +131,4 @@ def _flex():
     return _compiled_flex
 
 
-KERNELS = {"softmax": Softmax}
+KERNELS = {"softmax": Softmax, "additive": Additive}

@@ -157,7 +157,9 @@ class Engine:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
         self.model, self.config = getattr(model, "model", model), cfg
-        self.pair = hasattr(self.model, "encode")
+        self.pair, self.cuts = hasattr(self.model, "encode"), not getattr(self.model, "keeps_state", False)
+        if guesser is not None and not self.cuts:
+            raise ValueError("guess: a recurrent network cannot take back a token that was guessed wrong; leave guess out")
         self.back = backend(model, rows, capacity, precision, threads)
         self.capacity, self.precision = self.back.capacity, precision
         self.rows, self.waiting, self.most_waiting = [_Row(i) for i in range(rows)], collections.deque(), queue
@@ -280,10 +282,11 @@ class Engine:
                 return
             self.waiting.popleft()
             text = request.written
-            if self.pair:
+            if self.pair or not self.cuts:
                 row, held = min(free, key=lambda r: r.used), 0
                 try:
-                    self.back.remember(row.number, request.prompt)
+                    if self.pair:
+                        self.back.remember(row.number, request.prompt)
                 except Exception as e:
                     request.reason, request.error = "failed", e
                     continue

@@ -45,7 +45,7 @@ from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
 from .flamingo import CrossModal, SeeingDecoder
 from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
-from .recurrent import Recurrent
+from .recurrent import Recurrent, RecurrentEncoderDecoder
 from .series import CalendarEncoderDecoder, LinearForecaster, SeriesEncoderDecoder
 from .shape import Output
 from .speech import SpeechEncoderDecoder
@@ -112,6 +112,7 @@ TOPOLOGIES = {
         CalendarEncoderDecoder,
         LinearForecaster,
         Recurrent,
+        RecurrentEncoderDecoder,
         TabularDecider,
         Selector,
         CrossModal,
@@ -177,7 +178,8 @@ def replace(cfg, **given):
 
 def reads_text(cfg):
     """Is it a model of texts alone (and not of images or sound)?"""
-    return isinstance(cfg, (Decoder, Encoder, EncoderDecoder)) and not isinstance(cfg, (SpeechEncoderDecoder, TrajectoryDecoder))
+    text = isinstance(cfg, (Decoder, Encoder, EncoderDecoder)) or (isinstance(cfg, Recurrent) and cfg.output != "items")
+    return text and not isinstance(cfg, (SpeechEncoderDecoder, TrajectoryDecoder))
 
 
 def has_words(cfg):

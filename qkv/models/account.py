@@ -39,7 +39,7 @@ def parameters(model):
         elif p.dim() > 1:
             part = {"stem": "convolution", "blocks": "convolution"}.get(first, first)
         else:
-            part = "norms"
+            part = first if ".bias_" in name else "norms"
         out[part] = out.get(part, 0) + p.numel()
     return out
 
@@ -88,6 +88,8 @@ def flops(model, context=None):
                 else "feed-forward"
             )
             out[part] += int(2 * m.weight.numel() * runs.get(id(m), 1))
+        elif isinstance(m, nn.RNNBase):
+            out["recurrence"] = out.get("recurrence", 0) + 2 * sum(p.numel() for p in m.parameters() if p.dim() > 1)
         elif isinstance(m, Attention):
             keys = context if m.cross else seen(m.pattern, context)
             out["scores and values"] += int(m.kernel.flops(m.heads, m.head_dim, context, keys) * runs.get(id(m), 1))

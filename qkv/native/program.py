@@ -395,6 +395,8 @@ def _lower(model, packing, reach, lib, team):
     pair, cfg = hasattr(model, "encode"), model.config
     read = write = None
     used, encoding = [], 0
+    if getattr(model, "keeps_state", False):
+        raise CannotLower("recurrent cells")
     if pair or type(cfg).__name__ == "Encoder":
         w = _Writer(packing, reach, lib)
         x = w.register("x", cfg.dim)

@@ -38,6 +38,8 @@ BY_OUTPUT = {"detect": "detect", "pretraining": "sentences", "pretraining-order"
 def usual(config, paired):
     """The objective that fits a config and its data best."""
     topology = type(config).__name__
+    if topology == "Recurrent":
+        return "causal"
     if topology == "Decoder":
         return "prefix" if _ahead(config, prefix=True) and not _ahead(config) else "causal"
     if topology == "Encoder":

@@ -24,7 +24,7 @@ class Objective:
     when the objective is done; then `run` works with both.
     """
 
-    topologies: tuple = ("Decoder", "Encoder", "EncoderDecoder")
+    topologies: tuple = ("Decoder", "Encoder", "EncoderDecoder", "Recurrent", "RecurrentEncoderDecoder")
     outputs: tuple = ("lm",)  # of models that can carry it
     reads: tuple = ("text",)  # running text, pairs, or both
     joined = False  # does it put a pair into one row?

@@ -28,7 +28,7 @@ class Causal(Objective):
     """Next token (Radford et al., 2018). On pairs: the answer's tokens, after the question and a separator."""
 
     extra, joined, reads = 1, True, ("text", "pairs")
-    topologies = ("Decoder",)
+    topologies = ("Decoder", "Recurrent")
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -56,6 +56,8 @@ class Causal(Objective):
 class Prefix(Causal):
     """Next token, of what follows a prefix of random length that is read both ways (T5, 2020, section 3.2.3); the model's pattern
     is prefix."""
+
+    topologies = ("Decoder",)
 
     def batch(self, rows, rng):
         ids, _, _ = rows

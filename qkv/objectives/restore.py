@@ -13,7 +13,7 @@ class SequenceToSequence(Objective):
     """The target given the source, word by word, shifted right (Sutskever et al., 2014; Vaswani et al., 2017), with label smoothing
     (section 5.4)."""
 
-    topologies, reads = ("EncoderDecoder",), ("pairs",)
+    topologies, reads = ("EncoderDecoder", "RecurrentEncoderDecoder"), ("pairs",)
 
     def __init__(self, tokenizer, config=None, smoothing=0.0):
         if not 0 <= smoothing < 1:

@@ -145,7 +145,7 @@ class Classification(Task):
     delimiter, B and an end token, and may go on predicting tokens: `auxiliary` is the weight of that loss (GPT-1, 2018, section 3.2).
     weights: none, or balanced, which weighs classes by the inverse of their frequency. cut: shorten what is too long."""
 
-    outputs = {"Encoder": "sequence", "Decoder": "sequence", "EncoderDecoder": "sequence"}
+    outputs = {"Encoder": "sequence", "Decoder": "sequence", "EncoderDecoder": "sequence", "Recurrent": "sequence"}
 
     def __init__(self, tokenizer, config, length, auxiliary=0.0, weights="none", cut=False):
         super().__init__(tokenizer, config, length, cut)
@@ -198,7 +198,7 @@ class Classification(Task):
 class Tagging(Task):
     """A tag for every word, at its first piece (BERT, 2018, section 5.3); entities are read off BIO tags."""
 
-    outputs = {"Encoder": "tokens", "Decoder": "tokens"}
+    outputs = {"Encoder": "tokens", "Decoder": "tokens", "Recurrent": "tokens"}
     metric, kind = "f1", "tagging"
 
     @classmethod
@@ -436,7 +436,7 @@ class Text(Task):
     """A text for a text: summaries, translations, answers. The column `task` names a row's task, which is put before its text
     ("translate: ..."; T5, 2020, section 2.4); tasks are mixed by their sizes to the power 1 / temperature (section 3.5.2)."""
 
-    outputs = {"EncoderDecoder": "lm", "Decoder": "lm"}
+    outputs = {"EncoderDecoder": "lm", "Decoder": "lm", "RecurrentEncoderDecoder": "lm"}
     metric, kind, columns = "bleu", "text", ("text", "pair")
 
     def __init__(self, tokenizer, config, length, temperature=1.0, smoothing=0.0, cut=False):
@@ -475,7 +475,7 @@ class Text(Task):
                     raise DataError(
                         f"{e.where}: needs {size} tokens and the model reads {self.length}; shorten it, or task='text(cut=true)'"
                     )
-                room = self.length - 3 if self.topology == "EncoderDecoder" else (self.length - 3) // 2
+                room = self.length - 3 if self.topology != "Decoder" else (self.length - 3) // 2
                 x, y = x[:room], y[:room]
             out.append({"ids": x, "target": y, "wanted": e.pair, "source": before(e), "where": e.where, "task": e.more.get("task")})
         return self.mixed(out) if training and self.temperature > 1 else out
