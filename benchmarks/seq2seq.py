@@ -84,7 +84,9 @@ def judged(task, model, tokenizer, rows, beams):
         answers = generation.complete(model, tokenizer, [rows[j][0] for j in part], most=100, beams=beams if beams > 1 else 0)
         for j, a in zip(part, answers):
             said[j] = a.strip()
-    bleu = lambda these: sacrebleu.corpus_bleu([said[i] for i in these], [[rows[i][1] for i in these]], tokenize="char" if task == "date" else "13a").score
+    bleu = lambda these: (
+        sacrebleu.corpus_bleu([said[i] for i in these], [[rows[i][1] for i in these]], tokenize="char" if task == "date" else "13a").score
+    )
     size = (lambda i: len(rows[i][0])) if task == "date" else (lambda i: len(rows[i][0].split()))
     order.sort(key=size)
     quarters = [order[i * len(order) // 4 : (i + 1) * len(order) // 4] for i in range(4)]
@@ -98,7 +100,9 @@ def aligned(model, tokenizer, source, path):
     a, b = generation.text.encode(model, tokenizer, source), tokenizer.encode(answer.strip())
     looked = interpret.weights(model, cross=True, input_ids=torch.tensor([a]), decoder_input_ids=torch.tensor([[model.config.start, *b]]))
     name = lambda i: tokenizer.decode([i]).strip() or tokenizer.token(i)
-    return pictures.matrix(path, looked[: len(b), 0].mean(1)[:, 0], [name(i) for i in b], [name(i) for i in a], "written (row) looked at read (column)")
+    return pictures.matrix(
+        path, looked[: len(b), 0].mean(1)[:, 0], [name(i) for i in b], [name(i) for i in a], "written (row) looked at read (column)"
+    )
 
 
 def main():
@@ -112,7 +116,10 @@ def main():
     (HERE / "pictures").mkdir(exist_ok=True)
     for task in a.tasks:
         spec, rows, curves = TASKS[task], held(task), {}
-        print(f"| {task}, {len(rows)} held out | parameters | BLEU | exact | BLEU by length of the source, in quarters | training |\n|---|---|---|---|---|---|", flush=True)
+        print(
+            f"| {task}, {len(rows)} held out | parameters | BLEU | exact | BLEU by length of the source, in quarters | training |\n|---|---|---|---|---|---|",
+            flush=True,
+        )
         for which in a.only.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 model, tokenizer, seconds = train(task, which, a.epochs or spec["epochs"], a.threads, Path(folder))

@@ -129,6 +129,19 @@ def matrix(path, values_NM, left, below, title=""):
     return kept(figure, path)
 
 
+def masks(path, parts, left, below):
+    """Shares from 0 to 1, {title: (N, M)} side by side, their rows and columns named. Returns the path."""
+    import numpy as np
+
+    figure, axes = canvas(1.2 + (0.7 + 0.24 * len(below)) * len(parts), 1.4 + 0.2 * len(left), 1, len(parts))
+    for n, (at, (title, values)) in enumerate(zip(axes[0], parts.items())):
+        at.imshow(np.asarray(values), cmap="magma", aspect="auto", vmin=0, vmax=1)
+        at.set_xticks(range(len(below)), below, rotation=90, fontsize=7)
+        at.set_yticks(range(len(left)), left if n == 0 else [""] * len(left), fontsize=7)
+        at.set_title(title, fontsize=9)
+    return kept(figure, path)
+
+
 def curves(path, lines, *, x, y, title="", log=""):
     """lines: {name: [(x, y) or (x, y, spread)]}; log: which of "xy" are logarithmic. Returns the path."""
     from matplotlib.ticker import ScalarFormatter

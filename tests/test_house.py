@@ -17,7 +17,7 @@ BELOW = {  # what each package may import
     "data": {"core", "words"},
     "models": {"core", "checkpoints", "words"},
     "interpret": {"core"},
-    "tables": {"models"},
+    "tables": {"data", "models", "objectives"},
     "objectives": {"core", "data", "models", "generation", "interpret", "pictures", "words"},
     "native": {"core", "models", "runtime"},
     "embed": {"data", "native", "runtime"},

@@ -22,6 +22,10 @@ Nothing at all trains a small GPT for a minute on text that ships with Python.
   qkv train conformer-nano data=fsdd                               the same by CTC
   qkv train informer-nano data=series.csv label=sales              the next steps of a series; linear-forecaster beside it
   qkv train bert4rec-nano data=items.txt                           what a user takes next (lines `user item`)
+  qkv train decision-nano env=CartPole-v1                          decisions: trajectories are collected first; returns=false: behaviour cloning
+  qkv train tabnet data=adult.csv target=income                    a column of a table from the others; invase, mlp, perceptron beside it
+  qkv train mlp data=gate:xor                                      a logic gate by back-propagation (the perceptron cannot)
+  qkv train lstm-nano, bahdanau-nano data=task:date                what came before: recurrent networks, and the first attention
   qkv train transformer-nano data=task:reverse                     an encoder-decoder on generated pairs
   qkv train transformer-mini data=en.txt target=de.txt             your own line-aligned pairs
   qkv train last steps=4000                                        go on, bit for bit, to a later end
@@ -31,14 +35,14 @@ Nothing at all trains a small GPT for a minute on text that ships with Python.
 
 keys (model.*, data.*, train.*; the section may be left out):
   data     source target valid holdout field split languages tokenizer vocab length across errors
-           text pair label choices task (columns of labelled examples) files without limit
+           text pair label choices task (columns of labelled examples) files without limit env policy episodes bins
   train    objective task init freeze layer_decay patience steps epochs seconds batch tokens accumulate lr schedule warmup optimizer muon_lr weight_decay
            beta1 beta2 clip precision compile threads seed device eval_every eval_batches save_every sample_every
            sample_tokens keep prompt smoothing mask_rate
   model    every field of `qkv show PRESET --fields`
 
 objectives: causal prefix masked sentences detect contrastive (running text), seq2seq denoise corrupt (encoder-decoders)
-tasks: images reconstruct (of images), match caption draw (of images and texts), transcribe (of sounds), forecast (of series), recommend (of items), classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
+tasks: images reconstruct (of images), match caption draw (of images and texts), transcribe (of sounds), forecast (of series), recommend (of items), decide (of trajectories), table (of rows), classification tagging answers choice text, on CSV, TSV, JSON lines, CoNLL or SQuAD files; the best epoch is kept
 
 --plain prints lines instead of the live panel, --quiet only the end. --profile says where the time went, and what share of the
 machine's peak was used (MFU; `qkv bench` measures the peak).
@@ -76,6 +80,13 @@ def defaults(preset, task=False, data=False):
             "patience": 3,
         }
         return {"model": {"preset": preset}, "data": {"source": "series.csv"}, "train": train}
+    if kind in ("TabularDecider", "Selector", "Perceptron"):
+        train = {"task": "table", "epochs": 50.0, "batch": 256, "lr": 2e-2, "weight_decay": 0.0, "beta2": 0.999, "patience": 15}
+        own = {"Selector": {"lr": 1e-3, "patience": 0}, "Perceptron": {"epochs": 100.0, "batch": 32, "lr": 3e-2, "patience": 0}}
+        return {"model": {"preset": preset}, "data": {"source": "gate:xor"}, "train": train | own.get(kind, {})}
+    if kind == "TrajectoryDecoder":
+        train = {"task": "decide", "steps": 3000, "batch": 64, "lr": 1e-3, "weight_decay": 1e-4, "eval_every": 500}
+        return {"model": {"preset": preset}, "data": {"env": "CartPole-v1"}, "train": train}
     if preset.startswith(("bert4rec", "gru4rec")):
         train = {"task": "recommend", "seconds": 600.0, "batch": 128, "lr": 1e-3, "warmup": 100, "weight_decay": 0.01}
         return {"model": {"preset": preset}, "data": {"source": "items.txt", "tokenizer": "items"}, "train": train}

@@ -23,7 +23,8 @@ class Data:
     text, pair, label, choices, task: columns of labelled examples, by name or number from 1 on (choices: one of lists, or several by
     commas; task: what a row's task is called). Of a table of files (images, sounds) text is the column of files and pair that of their texts;
     files: the folder or archive that holds them, by default the table's own; without: rows whose text holds this are left out. limit: so many
-    training examples at most, drawn by the seed of the run."""
+    training examples at most, drawn by the seed of the run. env: a gymnasium environment, whose trajectories are read, or collected by `policy` (mixed, scripted, random or
+    learned), so many `episodes`. Of a table (task=table) target is the column that is asked for; bins: numbers are read as one of so many bins, too."""
 
     source: str = "pydoc"
     target: str | None = None
@@ -47,12 +48,20 @@ class Data:
     files: str | None = None
     without: str | None = None
     limit: int | None = None
+    env: str | None = None
+    policy: str = "mixed"
+    bins: int = 0
+    episodes: int = 400
 
     def __post_init__(self):
         if not 0 < self.holdout < 1:
             raise DataError(f"data.holdout={self.holdout}: must be between 0 and 1")
         if self.limit is not None and self.limit < 1:
             raise DataError(f"data.limit={self.limit}: must be at least 1")
+        if self.bins < 0 or self.bins == 1:
+            raise DataError(f"data.bins={self.bins}: must be 0 (none) or at least 2")
+        if self.episodes < 2:
+            raise DataError(f"data.episodes={self.episodes}: must be at least 2")
         if self.errors not in ("strict", "replace"):
             raise DataError(f"data.errors={self.errors!r}: must be strict or replace")
 

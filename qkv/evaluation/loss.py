@@ -5,7 +5,7 @@ import math
 
 import torch
 
-ERRORS = ("mse", "mae")  # which are no shares
+ERRORS = ("mse", "mae", "return", "spread", "least", "near")  # which are no shares
 
 
 @torch.no_grad()

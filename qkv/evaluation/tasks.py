@@ -13,6 +13,10 @@ def judge(model, objective, items, tokenizer, device="cpu", autocast=contextlib.
     """({loss, metrics of the task}, [what the model says of each item]). The model keeps its mode."""
     was = model.training
     model.eval()
+    if hasattr(objective, "judged"):  # by more than one item at a time
+        held, said = objective.judged(model, items, device)
+        model.train(was)
+        return held, said
     if objective.kind == "caption":
         objective.nearest(model, items)
     order = Pairs(items, tokens=1 << 62, rows=rows, size=[len(i["ids"]) for i in items])
@@ -31,11 +35,6 @@ def judge(model, objective, items, tokenizer, device="cpu", autocast=contextlib.
         said = objective.joined(items, said)
     model.train(was)
     held = {"loss": total / count} if count else {}
-    if objective.kind == "draw":
-        model.eval()
-        held |= objective.found(model, items, device)
-        model.train(was)
-        return held, said
     if objective.kind == "match":  # found among all of them
         found, said = objective.ranked(items, said)
         return held | found, said

@@ -49,7 +49,7 @@ from .recurrent import Recurrent, RecurrentEncoderDecoder
 from .series import CalendarEncoderDecoder, LinearForecaster, SeriesEncoderDecoder
 from .shape import Output
 from .speech import SpeechEncoderDecoder
-from .tabular import Selector, TabularDecider
+from .tabular import Perceptron, Selector, TabularDecider
 from .trajectory import TrajectoryDecoder
 from .two_towers import TwoTowers
 
@@ -92,6 +92,7 @@ OWN = (
     | trajectory.OWN
     | series.OWN
     | recurrent.OWN
+    | tabular.OWN
 )  # presets that no published layout describes
 CLASSES = {cls: f for f in FAMILIES.values() for cls in f.classes}
 TOPOLOGIES = {
@@ -115,6 +116,7 @@ TOPOLOGIES = {
         RecurrentEncoderDecoder,
         TabularDecider,
         Selector,
+        Perceptron,
         CrossModal,
         Drawer,
         Layer,

@@ -40,7 +40,9 @@ class Recurrent(Shape):
         one_of("output", self.output, OUTPUTS)
         one_of("pattern", self.pattern, ("causal", "full"))
         if self.pattern == "full" and self.output in ("lm", "items"):
-            raise ValueError(f"pattern=full with output={self.output}: a token would see the very token that it shall predict; use pattern=causal")
+            raise ValueError(
+                f"pattern=full with output={self.output}: a token would see the very token that it shall predict; use pattern=causal"
+            )
         if self.position != "none":
             raise ValueError(f"position={self.position}: a recurrent network knows the order of its tokens by itself; use position=none")
 
@@ -130,7 +132,19 @@ class RecurrentModel(nn.Module):
                 "sequence": lambda: heads.PooledHead(width, cfg.labels), "tokens": lambda: heads.TokenHead(width, cfg.labels)}  # fmt: skip
         self.head = make[cfg.output]() if cfg.output in make else None
 
-    def forward(self, input_ids, attention_mask=None, position_ids=None, *, documents=None, cache=None, use_cache=False, at=None, labels=None, smoothing=0.0):
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        position_ids=None,
+        *,
+        documents=None,
+        cache=None,
+        use_cache=False,
+        at=None,
+        labels=None,
+        smoothing=0.0,
+    ):
         """input_ids (B, T), attention_mask 0 is padding (with a cache it covers the past too; position_ids are not read) -> hidden (B, T, D), of a token and all
         before it (D twice with pattern=full), and what the head names (at, labels as for an encoder); cache."""
         if documents is not None:
@@ -196,7 +210,15 @@ class RecurrentEncoderDecoderModel(nn.Module):
         self.bridge = nn.Linear(M, (2 if cfg.cell == "lstm" else 1) * layers * D)
         self.cross = None
         if looks:
-            kernel = build("kernel", cfg.layer("kernel", 0), KERNELS, dropout=cfg.attn_dropout, length=cfg.length, heads=cfg.heads, head_dim=D // cfg.heads)
+            kernel = build(
+                "kernel",
+                cfg.layer("kernel", 0),
+                KERNELS,
+                dropout=cfg.attn_dropout,
+                length=cfg.length,
+                heads=cfg.heads,
+                head_dim=D // cfg.heads,
+            )
             self.cross = Attention(D, cfg.heads, cross=True, memory_dim=M, kernel=kernel)
         self.decoder = cells(cfg, D * (1 + looks), layers)
         self.readout = nn.Linear(D * (2 + looks), 2 * D)
@@ -220,10 +242,16 @@ class RecurrentEncoderDecoderModel(nn.Module):
     def began(self, memory_BSM, toks):
         """The decoder's first state from the fixed vector: what the encoder said where it ended."""
         if self.config.reverse:
-            fixed = memory_BSM[:, 0] if not self.both else torch.cat([memory_BSM[:, 0, : self.config.dim], ends(memory_BSM, toks, False)[:, self.config.dim :]], -1)
+            fixed = (
+                memory_BSM[:, 0]
+                if not self.both
+                else torch.cat([memory_BSM[:, 0, : self.config.dim], ends(memory_BSM, toks, False)[:, self.config.dim :]], -1)
+            )
         else:
             fixed = ends(memory_BSM, toks, self.both)
-        parts = torch.tanh(self.bridge(fixed)).unflatten(-1, (-1, self.decoder.num_layers, self.config.dim)).permute(1, 2, 0, 3).contiguous()
+        parts = (
+            torch.tanh(self.bridge(fixed)).unflatten(-1, (-1, self.decoder.num_layers, self.config.dim)).permute(1, 2, 0, 3).contiguous()
+        )
         return tuple(parts) if len(parts) > 1 else parts[0]
 
     def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None, *, decoder_position_ids=None, encoder_hidden=None,
@@ -243,7 +271,9 @@ class RecurrentEncoderDecoderModel(nn.Module):
             return encoder_hidden, tokens(encoder_hidden.shape[1], valid=valid, device=encoder_hidden.device)
 
         memory, memory_tokens = make() if cache is None else cache.once("memory", make)
-        _, _, toks = locate(self.config, decoder_input_ids, None, decoder_attention_mask, None, cache, vocab=self.config.target_vocab or self.config.vocab)
+        _, _, toks = locate(
+            self.config, decoder_input_ids, None, decoder_attention_mask, None, cache, vocab=self.config.target_vocab or self.config.vocab
+        )
         if cache is not None:
             cache.advance(toks)
         x = self.decoder_embed(decoder_input_ids, None)
@@ -282,7 +312,7 @@ class RecurrentEncoderDecoderModel(nn.Module):
         return torch.cat(out, 1), torch.cat(found, 1), state
 
 
-NANO = dict(vocab=1000, length=256, dim=128, layers=1, dropout=0.1, init="xavier")
+NANO: dict = dict(vocab=1000, length=256, dim=128, layers=1, dropout=0.1, init="xavier")
 OWN = {
     "gru4rec-nano": Recurrent(vocab=1000, length=50, dim=64, layers=1, dropout=0.2, unsaid=1, pad=0),
     "rnn-nano": Recurrent(**NANO, cell="rnn", output="lm"),

@@ -4,13 +4,13 @@ each row are needed at all (INVASE, Yoon et al., 2019).
 Dims: B rows, N columns of the table, M numbers after categories are embedded, D what a step decides with, A what it attends with, K outputs.
 """
 
+import typing
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..checkpoints.config import Key
-from ..core.layers import activation
 from .family import Family
 from .shape import Output, one_of
 
@@ -66,14 +66,60 @@ MASKS = {"sparsemax": Sparsemax.apply, "entmax": Entmax.apply}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TabularDecider:
-    """features: columns. outputs: classes, or 1 number. decide, attend: widths of a step (n_d, n_a). steps. gamma: how freely a feature may be used
-    again. shared, independent: gated layers that all steps share, and of each step's own. ghost: rows of a ghost batch; momentum: of the norms. mask: sparsemax or
-    entmax. categories: columns that hold numbers of categories, sizes: how many each has, widths: of their vectors. output: table, or reconstruction of hidden
-    features by a decoder (pre-training). rate: share of features that is hidden then."""
+class OfTable:
+    """features: numbers and categories of a row. outputs: classes, or 1 number. categories: which of the features hold numbers of categories, sizes: how many each has, widths: of
+    their vectors. What it was trained on says the rest: columns, how a file's cells become features (data.columns); label_names, the classes; middle and spread, of a number that is
+    foretold."""
 
     features: int
     outputs: int = 2
+    categories: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    columns: tuple = ()
+    label_names: tuple[str, ...] | None = None
+    middle: float = 0.0
+    spread: float = 1.0
+    whole: typing.ClassVar[tuple] = ("features", "outputs")
+
+    # what is asked of every model; a row is one token
+    length: typing.ClassVar = 1
+    vocab: typing.ClassVar = 1
+    heads: typing.ClassVar = 1
+    types: typing.ClassVar = 0
+    pad: typing.ClassVar = None
+
+    def __post_init__(self):
+        for name in ("categories", "sizes", "widths", "columns", "label_names"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in self.whole:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be a whole number of at least 1")
+        if not len(self.categories) == len(self.sizes) == len(self.widths):
+            raise ValueError(
+                f"categories, sizes and widths have {len(self.categories)}, {len(self.sizes)} and {len(self.widths)} entries; each column of categories needs all three"
+            )
+        if any(not 0 <= c < self.features for c in self.categories) or list(self.categories) != sorted(set(self.categories)):
+            raise ValueError(f"categories={self.categories}: numbers of columns from 0 to {self.features - 1}, in order")
+
+    @property
+    def numbers(self):
+        """Numbers of a row once its categories are vectors."""
+        return self.features + sum(self.widths) - len(self.widths)
+
+    @property
+    def wide(self):
+        return self.dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabularDecider(OfTable):
+    """decide, attend: widths of a step (n_d, n_a). steps. gamma: how freely a feature may be used
+    again. shared, independent: gated layers that all steps share, and of each step's own. ghost: rows of a ghost batch; momentum: of the norms. mask: sparsemax or
+    entmax. output: table, or reconstruction of hidden
+    features by a decoder (pre-training). rate: share of features that is hidden then."""
+
     decide: int = 8
     attend: int = 8
     steps: int = 3
@@ -83,26 +129,14 @@ class TabularDecider:
     ghost: int = 128
     momentum: float = 0.02
     mask: str = "sparsemax"
-    categories: tuple[int, ...] = ()
-    sizes: tuple[int, ...] = ()
-    widths: tuple[int, ...] = ()
     rate: float = 0.2
     output: str = "table"
+    whole: typing.ClassVar = ("features", "outputs", "decide", "attend", "steps", "ghost")
 
     def __post_init__(self):
-        for name in ("categories", "sizes", "widths"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("features", "outputs", "decide", "attend", "steps", "ghost"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be a whole number of at least 1")
+        super().__post_init__()
         if self.shared < 0 or self.independent < 0 or self.shared + self.independent < 1:
             raise ValueError(f"shared={self.shared} and independent={self.independent}: a step needs at least one layer")
-        if not len(self.categories) == len(self.sizes) == len(self.widths):
-            raise ValueError(
-                f"categories, sizes and widths have {len(self.categories)}, {len(self.sizes)} and {len(self.widths)} entries; each column of categories needs all three"
-            )
-        if any(not 0 <= c < self.features for c in self.categories) or list(self.categories) != sorted(set(self.categories)):
-            raise ValueError(f"categories={self.categories}: numbers of columns from 0 to {self.features - 1}, in order")
         if self.gamma < 1 or not 0 < self.momentum <= 1 or not 0 <= self.rate < 1:
             raise ValueError(f"gamma={self.gamma} must be at least 1, momentum={self.momentum} in (0, 1], rate={self.rate} in [0, 1)")
         one_of("mask", self.mask, MASKS)
@@ -113,9 +147,8 @@ class TabularDecider:
         return self.steps
 
     @property
-    def numbers(self):
-        """Numbers of a row once its categories are vectors."""
-        return self.features + sum(self.widths) - len(self.widths)
+    def dim(self):
+        return self.decide + self.attend
 
     def build(self):
         return TabularDeciderModel(self)
@@ -161,33 +194,19 @@ class Gated(nn.Module):
         return x
 
 
-class TabularDeciderModel(nn.Module):
+class TableModel(nn.Module):
+    """Rows of a table in: categories become vectors."""
+
     def __init__(self, cfg):
         super().__init__()
         self.config = cfg
-        M, width = cfg.numbers, cfg.decide + cfg.attend
         self.embed = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(cfg.sizes, cfg.widths))
-        groups, at = torch.zeros(cfg.features, M), 0
+        groups, at = torch.zeros(cfg.features, cfg.numbers), 0
         for column in range(cfg.features):
             wide = cfg.widths[cfg.categories.index(column)] if column in cfg.categories else 1
             groups[column, at : at + wide] = 1
             at += wide
         self.register_buffer("members", groups, persistent=False)  # which numbers belong to a column
-        self.norm = nn.BatchNorm1d(M, momentum=0.01)
-        gated = lambda before: [drawn(nn.Linear(before if i == 0 else width, 2 * width, bias=False), True) for i in range(cfg.shared)]
-        self.common = nn.ModuleList(gated(M))
-        self.split = Gated(M, width, self.common, cfg.independent, cfg)
-        self.transforms = nn.ModuleList(Gated(M, width, self.common, cfg.independent, cfg) for _ in range(cfg.steps))
-        self.attend = nn.ModuleList(drawn(nn.Linear(cfg.attend, cfg.features, bias=False)) for _ in range(cfg.steps))
-        self.attend_norms = nn.ModuleList(Ghost(cfg.features, cfg.ghost, cfg.momentum) for _ in range(cfg.steps))
-        self.spare = nn.BatchNorm1d(M, momentum=0.01)  # in published files; nothing reads it
-        self.head = drawn(nn.Linear(cfg.decide, cfg.outputs, bias=False)) if cfg.output == "table" else None
-        self.decoder = Reconstructor(cfg) if cfg.output == "reconstruction" else None
-
-    @property
-    def groups(self):
-        """(N, M) a column's mask is shared out among its numbers."""
-        return self.members / self.members.sum(1, keepdim=True)
 
     def numbers(self, x_BN):
         """(B, M) with categories as vectors. Raises ValueError for a category that is not there."""
@@ -205,8 +224,29 @@ class TabularDeciderModel(nn.Module):
                     raise ValueError(f"column {column} holds category {int(values.max())}; the model knows 0 to {cfg.sizes[k] - 1}")
                 parts.append(self.embed[k](values.long()))
             else:
-                parts.append(values[:, None].to(self.norm.weight.dtype))
+                parts.append(values[:, None].to(next(self.parameters()).dtype))
         return torch.cat(parts, 1)
+
+
+class TabularDeciderModel(TableModel):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        M, width = cfg.numbers, cfg.decide + cfg.attend
+        self.norm = nn.BatchNorm1d(M, momentum=0.01)
+        gated = lambda before: [drawn(nn.Linear(before if i == 0 else width, 2 * width, bias=False), True) for i in range(cfg.shared)]
+        self.common = nn.ModuleList(gated(M))
+        self.split = Gated(M, width, self.common, cfg.independent, cfg)
+        self.transforms = nn.ModuleList(Gated(M, width, self.common, cfg.independent, cfg) for _ in range(cfg.steps))
+        self.attend = nn.ModuleList(drawn(nn.Linear(cfg.attend, cfg.features, bias=False)) for _ in range(cfg.steps))
+        self.attend_norms = nn.ModuleList(Ghost(cfg.features, cfg.ghost, cfg.momentum) for _ in range(cfg.steps))
+        self.spare = nn.BatchNorm1d(M, momentum=0.01)  # in published files; nothing reads it
+        self.head = drawn(nn.Linear(cfg.decide, cfg.outputs, bias=False)) if cfg.output == "table" else None
+        self.decoder = Reconstructor(cfg) if cfg.output == "reconstruction" else None
+
+    @property
+    def groups(self):
+        """(N, M) a column's mask is shared out among its numbers."""
+        return self.members / self.members.sum(1, keepdim=True)
 
     def decide(self, x_BM, prior=None):
         """([what each step decides with (B, D)], [masks (B, N)], mean entropy of the masks, negative)."""
@@ -253,32 +293,34 @@ class Reconstructor(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selector:
-    """features: columns; outputs: classes; hidden, judge_hidden: widths of the selector, and of predictor and baseline. layers: of each. act."""
+class Selector(OfTable):
+    """hidden, judge_hidden: widths of the selector, and of predictor and baseline. layers: of each. act."""
 
-    features: int
-    outputs: int = 2
     hidden: int = 100
     judge_hidden: int = 200
     layers: int = 3
     act: str = "relu"
     output: str = "table"
+    whole: typing.ClassVar = ("features", "outputs", "hidden", "judge_hidden", "layers")
 
     def __post_init__(self):
-        for name in ("features", "outputs", "hidden", "judge_hidden", "layers"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be a whole number of at least 1")
+        super().__post_init__()
         one_of("output", self.output, ("table",))
-        activation(self.act)
+        one_of("act", self.act, ACTS)
+
+    @property
+    def dim(self):
+        return self.judge_hidden
 
     def build(self):
         return SelectorModel(self)
 
 
-ACTS = {"relu": nn.ReLU, "selu": nn.SELU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
+ACTS = {"relu": nn.ReLU, "selu": nn.SELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
-def perceptron(before, hidden, after, layers, act, norms):
+def perceptron(before, hidden, after, layers, act, norms=False):
+    """Layers one after another; norms: a batch norm behind each activation."""
     parts = []
     for _ in range(layers - 1):
         parts += [nn.Linear(before, hidden), ACTS[act](), *([nn.BatchNorm1d(hidden, eps=1e-3)] if norms else [])]
@@ -286,24 +328,63 @@ def perceptron(before, hidden, after, layers, act, norms):
     return nn.Sequential(*parts, nn.Linear(before, after))
 
 
-class SelectorModel(nn.Module):
+class SelectorModel(TableModel):
     """Selector, predictor of what was selected, and a baseline that sees everything (figure 1)."""
 
     def __init__(self, cfg):
-        super().__init__()
-        self.config = cfg
-        net = lambda hidden, after, norms: perceptron(cfg.features, hidden, after, cfg.layers, cfg.act, norms)
+        super().__init__(cfg)
+        net = lambda hidden, after, norms: perceptron(cfg.numbers, hidden, after, cfg.layers, cfg.act, norms)
         self.selector = net(cfg.hidden, cfg.features, False)
         self.predictor, self.baseline = net(cfg.judge_hidden, cfg.outputs, True), net(cfg.judge_hidden, cfg.outputs, True)
 
-    def forward(self, x, selection=None):
-        """x (B, N), selection (B, N) of 0 and 1, by default what is likelier than not -> selection (B, N) probabilities, logits (B, K) of the predictor,
-        which sees what was selected, baseline_logits (B, K)."""
-        if x.dim() != 2 or x.shape[1] != self.config.features:
-            raise ValueError(f"the table has the shape {tuple(x.shape)}; it must be (rows, {self.config.features})")
-        p = self.selector(x).sigmoid()
-        chosen = (p > 0.5).to(x.dtype) if selection is None else selection
-        return Output(selection=p, logits=self.predictor(x * chosen), baseline_logits=self.baseline(x))
+    def forward(self, x, selection=None, draw=False):
+        """x (B, N), selection (B, N) of 0 and 1, by default what is likelier than not, or with `draw` drawn by its probability -> selection (B, N) probabilities, scores (B, N) their logits, chosen (B, N),
+        logits (B, K) of the predictor, which sees what was chosen, baseline_logits (B, K), importance (B, N), the probabilities."""
+        x = self.numbers(x)
+        scores = self.selector(x)
+        p = scores.sigmoid()
+        chosen = selection if selection is not None else torch.bernoulli(p.detach()) if draw else (p > 0.5).to(x.dtype)
+        return Output(
+            selection=p,
+            scores=scores,
+            chosen=chosen,
+            logits=self.predictor(x * (chosen @ self.members)),
+            baseline_logits=self.baseline(x),
+            importance=p,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perceptron(OfTable):
+    """layers: 1 is the perceptron (Rosenblatt, 1958), a weighted sum; more have `hidden` units each, trained by back-propagation (Rumelhart et al., 1986). act: of the hidden units."""
+
+    layers: int = 1
+    hidden: int = 32
+    act: str = "tanh"
+    output: str = "table"
+    whole: typing.ClassVar = ("features", "outputs", "layers", "hidden")
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("output", self.output, ("table",))
+        one_of("act", self.act, ACTS)
+
+    @property
+    def dim(self):
+        return self.hidden
+
+    def build(self):
+        return PerceptronModel(self)
+
+
+class PerceptronModel(TableModel):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.net = perceptron(cfg.numbers, cfg.hidden, cfg.outputs, cfg.layers, cfg.act)
+
+    def forward(self, x):
+        """x (B, N) -> logits (B, K)"""
+        return Output(logits=self.net(self.numbers(x)))
 
 
 BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -385,4 +466,10 @@ INVASE = Family(
     classes={"InvaseModel": dict(output="table")},
     table=_invase_table,
 )
+OWN = {
+    "tabnet": TabularDecider(features=1),
+    "invase": Selector(features=1),
+    "perceptron": Perceptron(features=1),
+    "mlp": Perceptron(features=1, layers=3),
+}
 FAMILIES = (TABNET, INVASE)

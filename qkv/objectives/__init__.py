@@ -5,7 +5,7 @@ import torch
 from ..core import read_pattern, tokens
 from ..core.slots import build, parse
 from ..words import nearest
-from . import forecast, images, recommend, speech
+from . import decide, forecast, images, recommend, speech, table
 from .base import Joint, Loss, Objective, joint
 from .language import Causal, Contrastive, Detection, Masked, Prefix, Sentences
 from .restore import Corrupt, Denoise, SequenceToSequence
@@ -20,6 +20,8 @@ TASKS = ON_TEXT | {
     "transcribe": speech.Transcribe,
     "forecast": forecast.Forecast,
     "recommend": recommend.Recommend,
+    "decide": decide.Decide,
+    "table": table.Table,
 }
 OBJECTIVES = {
     "causal": Causal,

@@ -275,6 +275,14 @@ class Draw(Match):
         return model(batch.inputs["input_ids"], batch.inputs["attention_mask"], noise=batch.inputs["noise"])["images"]
 
     @torch.no_grad()
+    def judged(self, model, items, device="cpu"):
+        """({loss, at1, at5}, nothing is said)."""
+        total = sum(
+            float(self.score(model, self.pairs(items[i : i + 64], None).to(device)).metrics["loss"]) for i in range(0, len(items), 64)
+        )
+        return {"loss": total / max(1, len(items))} | self.found(model, items, device), [""] * len(items)
+
+    @torch.no_grad()
     def found(self, model, items, device="cpu"):
         """{at1, at5} among these items."""
         images = torch.cat([self.drawn(model, items[i : i + 64], device) for i in range(0, len(items), 64)])
@@ -283,9 +291,6 @@ class Draw(Match):
         scores = torch.cat([sum(model.matcher(x, words, mask, sentence)) for x in images.split(32)])
         rank = (scores > scores.diagonal()[:, None]).sum(1)
         return {f"at{k}": float((rank < k).float().mean()) for k in (1, 5)}
-
-    def predict(self, model, items, device="cpu"):
-        return [""] * len(items)
 
     def picture(self, model, items, path, count=6):
         """Texts, their true images, what is drawn, and where three of their words are looked at."""

@@ -28,7 +28,7 @@ class Causal(Objective):
     """Next token (Radford et al., 2018). On pairs: the answer's tokens, after the question and a separator."""
 
     extra, joined, reads = 1, True, ("text", "pairs")
-    topologies = ("Decoder", "Recurrent")
+    topologies: tuple = ("Decoder", "Recurrent")
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer

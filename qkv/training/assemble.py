@@ -64,7 +64,7 @@ def assemble(r, weights=None, before=None):
         )
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task, t.seed) if task else data_of.open_corpus(d)
-    carried = lambda cfg: {} if task is None else carries(task, cfg, corpus)  # fields that the task asks of a model
+    carried = lambda cfg: {} if task is None else carries(task, cfg, corpus, fields)  # fields that the task asks of a model
     parts = models.parts_of(cfg) if weights is None else ()
     begun = weights or (folder.weights(t.init) if t.init and not parts else None)
     torch.manual_seed(t.seed)
@@ -179,7 +179,7 @@ def labelled(d, task, seed=0):
     train = task.read(d, d.source, "train")
     if d.valid and "*" in d.valid and not Path(d.valid).exists():
         train, valid = media.held(train, d.valid)
-    elif d.valid or d.source in data_of.registry.PUBLISHED or d.source == "dial" or task.parts:
+    elif d.valid or d.source in data_of.registry.PUBLISHED or d.source == "dial" or d.source.startswith("gate:") or task.parts:
         valid = task.read(d, d.valid or d.source, "valid")
     else:
         train, valid = examples.split(train, d.holdout)
@@ -188,14 +188,17 @@ def labelled(d, task, seed=0):
     return Labelled(train, valid, task.names(train), examples.digest(train, valid), task)
 
 
-def carries(task, cfg, corpus):
-    """Fields of a model that carries a task. Raises RecipeError where its topology cannot."""
+def carries(task, cfg, corpus, asked):
+    """Fields of a model that carries a task. Raises RecipeError where its topology cannot, or where a field that was asked for is not what the examples are like."""
     topology = type(cfg).__name__
     if topology not in task.outputs:
         raise recipe.RecipeError(f"train.task: this task needs the topology {' or '.join(task.outputs)}; the model is of {topology}")
     out = {"output": task.outputs[topology]} | task.shape(corpus.train)
     if corpus.names:
         out |= {"labels": len(corpus.names), "label_names": corpus.names}
+    for key in set(out) & set(asked):
+        if getattr(cfg, key) != out[key]:
+            raise recipe.RecipeError(f"model.{key}={asked[key]}: the examples ask for {key}={out[key]}; leave it out")
     return out
 
 
