@@ -50,9 +50,20 @@ class Recurrent(Shape):
         return initialise(RecurrentModel(self), self)
 
 
+@torch.no_grad()
 def cells(cfg, width, layers, both=False):
-    """torch's module for the cells of a config."""
-    return CELLS[cfg.cell](width, cfg.dim, layers, batch_first=True, bidirectional=both, dropout=cfg.dropout if layers > 1 else 0.0)
+    """torch's module for the cells of a config. Matrices from state to state begin orthogonal (Saxe et al., 2014), and the gates of an LSTM begin by keeping what they hold
+    (Jozefowicz et al., 2015, section 2.2)."""
+    made = CELLS[cfg.cell](width, cfg.dim, layers, batch_first=True, bidirectional=both, dropout=cfg.dropout if layers > 1 else 0.0)
+    for name, p in made.named_parameters():
+        if name.startswith("weight_hh") and not p.is_meta:
+            for gate in p.split(cfg.dim):
+                nn.init.orthogonal_(gate)
+        elif name.startswith("bias"):
+            p.zero_()
+            if cfg.cell == "lstm" and name.startswith("bias_ih"):
+                p[cfg.dim : 2 * cfg.dim] = 1.0
+    return made
 
 
 def counted(toks, T):
