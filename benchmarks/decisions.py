@@ -1,6 +1,6 @@
 """Decision Transformer on CartPole, from trajectories that are mostly bad, beside behaviour cloning of the same ones.
 
-    python benchmarks/decisions.py [--env CartPole-v1] [--seeds 3] [--steps 1000] [--episodes 20] [--threads 1]
+    python benchmarks/decisions.py [--env CartPole-v1] [--seeds 3] [--steps 1500] [--episodes 20] [--threads 1]
 
 Prints what the trajectories earned; for every seed and both models the mean return of `episodes` episodes (seeds that training did not see) with the best return asked for;
 and what a Decision Transformer earns when less is asked for. Picture: benchmarks/pictures/decisions.png.
@@ -40,7 +40,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--env", default="CartPole-v1")
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--steps", type=int, default=1000)
+    p.add_argument("--steps", type=int, default=1500)
     p.add_argument("--episodes", type=int, default=20)
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from qkv import generation, interpret, models, pictures
+from qkv import generation, models, pictures
 from qkv.checkpoints import runs
+from qkv.cli.generate import aligned
 from qkv.data import Data, open_corpus, registry, text
 from qkv.data import tokenizer as tokenizers
 from qkv.models import account
@@ -94,17 +95,6 @@ def judged(task, model, tokenizer, rows, beams):
     return bleu(order), exact, [(sum(map(size, q)) / len(q), bleu(q)) for q in quarters]
 
 
-def aligned(model, tokenizer, source, path):
-    """A picture of where each written token looked."""
-    (answer,) = generation.complete(model, tokenizer, [source], most=60)
-    a, b = generation.text.encode(model, tokenizer, source), tokenizer.encode(answer.strip())
-    looked = interpret.weights(model, cross=True, input_ids=torch.tensor([a]), decoder_input_ids=torch.tensor([[model.config.start, *b]]))
-    name = lambda i: tokenizer.decode([i]).strip() or tokenizer.token(i)
-    return pictures.matrix(
-        path, looked[: len(b), 0].mean(1)[:, 0], [name(i) for i in b], [name(i) for i in a], "written (row) looked at read (column)"
-    )
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("tasks", nargs="*", default=list(TASKS))
@@ -129,7 +119,8 @@ def main():
             by = ", ".join(f"{x:.0f}: {y:.1f}" for x, y in quarters)
             print(f"| {MODELS[which][0]} | {n:,} | {bleu:.1f} | {100 * exact:.1f} % | {by} | {seconds / 60:.0f} min |", flush=True)
             if which == "bahdanau":
-                aligned(model, tokenizer, rows[3][0], HERE / "pictures" / f"alignment-{task}.png")
+                (answer,) = generation.complete(model, tokenizer, [rows[3][0]], most=100)
+                aligned(model, tokenizer, rows[3][0], answer, HERE / "pictures" / f"alignment-{task}.png")
         unit = "characters" if task == "date" else "words"
         pictures.curves(HERE / "pictures" / f"seq2seq-{task}.png", curves, x=f"{unit} of the source", y="BLEU", title=task)
 

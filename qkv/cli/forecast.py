@@ -9,9 +9,9 @@ what the run's errors on held-out windows were: eight of ten fell within it.
   qkv forecast last
   qkv forecast last newer.csv picture=next.png out=next.csv
 
-keys: out (a .csv file)  picture (a .png file)
+keys: steps (the model's horizon; more are foretold piece by piece, each read as if it had come true)  out (a .csv file)  picture (a .png file)
 """
-KEYS = ("out", "picture")
+KEYS = ("steps", "out", "picture")
 
 
 def run(words, verb):
@@ -42,17 +42,28 @@ def run(words, verb):
     found = own.train[0].more["series"]
     _, mean, std = task.scaled(found)
     asked = series.read(plain[1], list(found.names)) if len(plain) > 1 else found
+    count = given.get("steps", cfg.horizon)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"steps={count!r}: must be a whole number of at least 1")
     if len(asked.values) < cfg.context:
         raise DataError(f"{plain[1]} has {len(asked.values)} steps; the model reads {cfg.context}")
     held = task.encode(own.valid)[:: max(1, cfg.horizon // 4)]
     wrong = np.stack([(s - i["wanted"]).numpy() for part in track([held[i : i + 64] for i in range(0, len(held), 64)], "held-out windows")
                       for i, s in zip(part, task.predict(model, part))])  # fmt: skip
     low, high = (np.quantile(-wrong, q, axis=0) for q in (0.1, 0.9))  # (horizon, C)
-    past = (asked.values[-cfg.context :] - mean) / std
-    times = asked.after(cfg.horizon)
+    times = asked.after(count)
     marks = np.concatenate([asked.marks()[-cfg.context :], asked.marks(times)])
-    item = {"past": torch.from_numpy(past).float(), "future": torch.zeros(cfg.horizon, past.shape[1]), "marks": torch.from_numpy(marks)}
-    said = task.predict(model, [item])[0].numpy()
+    past = (asked.values[-cfg.context :] - mean) / std
+    for at in range(0, count, cfg.horizon):  # a piece may reach beyond the last step that is asked for
+        seen = np.pad(marks[at : at + cfg.context + cfg.horizon], ((0, max(0, at + cfg.horizon - count)), (0, 0)), mode="edge")
+        item = {
+            "past": torch.from_numpy(past[-cfg.context :]).float(),
+            "future": torch.zeros(cfg.horizon, past.shape[1]),
+            "marks": torch.from_numpy(seen),
+        }
+        past = np.concatenate([past, task.predict(model, [item])[0].numpy()])
+    said = past[cfg.context :][:count]
+    low, high = (np.concatenate([x, np.repeat(x[-1:], max(0, count - len(x)), 0)])[:count] for x in (low, high))
     back = lambda x: x * std + mean
     rows = [(t, *np.stack([back(said)[i], back(said + low)[i], back(said + high)[i]], 1).flatten()) for i, t in enumerate(times)]
     header = ["date", *(f"{n}{end}" for n in found.names for end in ("", " low", " high"))]

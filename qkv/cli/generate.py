@@ -17,8 +17,23 @@ keys: tokens (200)  temperature (0.8; 0 is greedy)  top_k (0: all)  top_p (1)  r
       beams (0)  penalty (1: length penalty of beams)  stop (a text that ends it; repeat for more)
       precision (fp32; bf16, int8, int4 read fewer bytes a token)  threads (all cores)  guess (0; how many tokens are guessed from the
       text's own n-grams and checked in one pass: the same answer, sooner where texts repeat themselves)
+      picture (a .png file: where each word of the answer looked in the prompt, of an encoder-decoder)
 """
-KEYS = ("tokens", "temperature", "top_k", "top_p", "repetition", "seed", "beams", "penalty", "stop", "precision", "threads", "guess")
+KEYS = (
+    "tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition",
+    "seed",
+    "beams",
+    "penalty",
+    "stop",
+    "precision",
+    "threads",
+    "guess",
+    "picture",
+)
 
 
 def run(words, verb):
@@ -44,6 +59,9 @@ def run(words, verb):
             prompt.encode()
         except UnicodeEncodeError:
             raise ValueError("the prompt is not UTF-8 text") from None
+    picture = given.pop("picture", None)
+    if picture and len(prompts) != 1:
+        raise ValueError("picture= is of one answer; give one prompt")
     most, beams, penalty = given.pop("tokens", 200), given.pop("beams", 0), given.pop("penalty", 1.0)
     precision, threads, guess = given.pop("precision", "fp32"), given.pop("threads", None), given.pop("guess", 0)
     if most < 1 or not 0 <= beams <= 256:
@@ -73,6 +91,9 @@ def run(words, verb):
         raise ValueError(f"{what} has output={model.config.output}; writing needs output=lm")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     pair = hasattr(model, "encode")
+    if picture and not pair:
+        raise ValueError(f"picture=: {what} reads no text beside the one it writes; an encoder-decoder does")
+    plainly = model
     longest = max((len(encode(model, tokenizer, p)) for p in prompts), default=0)
     model = quick(model, precision, threads, longest + most)
     sampling = Sampling(**({"temperature": 0.0 if pair else 0.8} | given))
@@ -82,13 +103,31 @@ def run(words, verb):
     if pair and prompts == [""]:
         raise ValueError('this model answers a text: give one, e.g. qkv generate last "A dog runs."')
     if len(prompts) == 1 and not beams:
+        answer = ""
         for i, piece in enumerate(stream(model, tokenizer, prompts[0], sampling, most=most, stop=stop, guess=guess)):
             print((prompts[0] if i == 0 and not pair else "") + piece, end="", flush=True)
+            answer += piece
         print()
-        return 0
-    for prompt, answer in zip(prompts, complete(model, tokenizer, prompts, sampling, most=most, beams=beams, penalty=penalty, stop=stop)):
-        print(answer if pair else prompt + answer)
+        answers = [answer]
+    else:
+        answers = complete(model, tokenizer, prompts, sampling, most=most, beams=beams, penalty=penalty, stop=stop)
+        for prompt, answer in zip(prompts, answers):
+            print(answer if pair else prompt + answer)
+    if picture:
+        print(f"picture: {aligned(plainly, tokenizer, prompts[0], answers[0], picture)}")
     return 0
+
+
+def aligned(model, tokenizer, source, answer, path):
+    """A picture of where each token of an answer looked in its source."""
+    from .. import pictures
+    from ..generation.text import encode
+    from ..interpret import alignment
+
+    read, written = encode(model, tokenizer, source), tokenizer.encode(answer.strip())
+    name = lambda i: tokenizer.decode([i]).strip() or tokenizer.token(i)
+    looked = alignment(model, read, written)
+    return pictures.matrix(path, looked, [name(i) for i in written], [name(i) for i in read], "written (row) looked at read (column)")
 
 
 def quick(model, precision, threads, need=0):

@@ -18,6 +18,7 @@ VERBS = {
     "transcribe": "the words of a sound, with their times",
     "classify": "what an image shows: a classifier's labels, or any words by CLIP",
     "forecast": "the next steps of a series, and how sure they are",
+    "recommend": "what somebody takes next",
     "caption": "words for an image, after a few examples",
     "embed": "vectors of sentences, and how alike they are",
     "bench": "what this machine can do: products, memory, and what qkv makes of it",

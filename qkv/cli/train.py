@@ -85,7 +85,7 @@ def defaults(preset, task=False, data=False):
         own = {"Selector": {"lr": 1e-3, "patience": 0}, "Perceptron": {"epochs": 100.0, "batch": 32, "lr": 3e-2, "patience": 0}}
         return {"model": {"preset": preset}, "data": {"source": "gate:xor"}, "train": train | own.get(kind, {})}
     if kind == "TrajectoryDecoder":
-        train = {"task": "decide", "steps": 3000, "batch": 64, "lr": 1e-3, "weight_decay": 1e-4, "eval_every": 500}
+        train = {"task": "decide", "steps": 1500, "batch": 64, "lr": 1e-3, "weight_decay": 1e-4, "eval_every": 500}
         return {"model": {"preset": preset}, "data": {"env": "CartPole-v1"}, "train": train}
     if preset.startswith(("bert4rec", "gru4rec")):
         train = {"task": "recommend", "seconds": 600.0, "batch": 128, "lr": 1e-3, "warmup": 100, "weight_decay": 0.01}

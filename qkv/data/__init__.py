@@ -23,8 +23,8 @@ class Data:
     text, pair, label, choices, task: columns of labelled examples, by name or number from 1 on (choices: one of lists, or several by
     commas; task: what a row's task is called). Of a table of files (images, sounds) text is the column of files and pair that of their texts;
     files: the folder or archive that holds them, by default the table's own; without: rows whose text holds this are left out. limit: so many
-    training examples at most, drawn by the seed of the run. env: a gymnasium environment, whose trajectories are read, or collected by `policy` (mixed, scripted, random or
-    learned), so many `episodes`. Of a table (task=table) target is the column that is asked for; bins: numbers are read as one of so many bins, too."""
+    training examples at most, drawn by the seed of the run. env: a gymnasium environment, whose trajectories are read, or collected by `policy` (learned, mixed, scripted or
+    random), so many `episodes`. Of a table (task=table) target is the column that is asked for; bins: numbers are read as one of so many bins, too."""
 
     source: str = "pydoc"
     target: str | None = None
@@ -49,7 +49,7 @@ class Data:
     without: str | None = None
     limit: int | None = None
     env: str | None = None
-    policy: str = "mixed"
+    policy: str = "learned"
     bins: int = 0
     episodes: int = 400
 

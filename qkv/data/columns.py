@@ -33,8 +33,8 @@ def number(cell):
 
 @dataclass(frozen=True)
 class Column:
-    """A column as a model reads it. Numbers: standardised by mean and deviation, the mean where one is missing; edges: where they are cut into bins, which are read as a
-    category beside the number. levels: of a category, from 1 on; 0 is one that training did not see."""
+    """A column as a model reads it. Numbers: standardised by mean and deviation, the mean where one is missing; edges: where they are cut into bins; then the
+    bin is read as a category, and beside it the rank among the edges (from -sqrt(3) to sqrt(3), which has deviation 1) in place of the number. levels: of a category, from 1 on; 0 is one that training did not see."""
 
     name: str
     mean: float = 0.0
@@ -68,10 +68,12 @@ class Column:
         x = np.array(values, dtype=np.float64)
         if np.isinf(x).any():
             raise DataError(f"{where}column '{self.name}' holds a number that is not finite")
-        out = [np.nan_to_num((x - self.mean) / self.deviation)]
-        if self.edges:
-            out.append(np.where(np.isnan(x), 0.0, 1.0 + np.searchsorted(self.edges, x, side="right")))
-        return out
+        if not self.edges:
+            return [np.nan_to_num((x - self.mean) / self.deviation)]
+        rank = (
+            np.interp(x, self.edges, np.linspace(-(3**0.5), 3**0.5, len(self.edges))) if len(self.edges) > 1 else np.sign(x - self.edges[0])
+        )
+        return [np.nan_to_num(rank), np.where(np.isnan(x), 0.0, 1.0 + np.searchsorted(self.edges, x, side="right"))]
 
     @property
     def sizes(self):

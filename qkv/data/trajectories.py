@@ -14,7 +14,7 @@ from .batches import rng
 from .shards import cache_folder
 from .text import DataError
 
-POLICIES = ("mixed", "scripted", "random", "learned")
+POLICIES = ("learned", "mixed", "scripted", "random")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ SCRIPTS = {  # what somebody who knows the environment would do
 }
 
 
-def collect(name, policy="mixed", episodes=400, seed=0, progress=lambda x: x):
+def collect(name, policy="learned", episodes=400, seed=0, progress=lambda x: x):
     """[Trajectory] of so many episodes. policy: random; scripted, by a rule for that environment; mixed, by that rule with a share of
     random actions that is drawn for every episode, a large one more often; learned, all that a linear policy does while it is learning (cross-entropy method, Szita and Lőrincz, 2006)."""
     if policy not in POLICIES:

@@ -1,5 +1,5 @@
 """Looking into models: what attention attends to."""
 
-from .attention import rollout, weights
+from .attention import alignment, rollout, weights
 
-__all__ = ["rollout", "weights"]
+__all__ = ["alignment", "rollout", "weights"]

@@ -38,6 +38,21 @@ def weights(model, cross=False, **inputs):
     return torch.stack(out)
 
 
+def alignment(model, source, written):
+    """(T, S) where each of the ids of a written text looked in the source, the mean over layers and heads, of an encoder-decoder. Raises ValueError for one
+    without cross-attention."""
+    start = model.config.start if model.config.start is not None else model.config.bos
+    device = next(model.parameters()).device
+    ids = lambda x: torch.tensor([x], device=device)
+    with kept(model, cross=True) as out, torch.inference_mode():
+        model(input_ids=ids(source), decoder_input_ids=ids([start, *written]))
+    if not out:
+        raise ValueError("this model looks at nothing while it writes; it has no cross-attention")
+    steps = getattr(model, "keeps_state", False)  # looks once a token, and not once a layer
+    looked = torch.cat(out, 2)[0].mean(0) if steps else torch.stack(out)[:, 0].mean((0, 1))
+    return looked[: len(written)].float().cpu()
+
+
 def rollout(weights_LBHTS):
     """(B, T, T) how much of each input token is in each output token: the products over layers of the mean over heads, half of which is what
     passes by the residual branch (Abnar and Zuidema, 2020, section 3)."""

@@ -31,7 +31,8 @@ class Recommend(Task):
         self.popular = None
 
     @classmethod
-    def read(cls, cfg, source, part):
+    def read(cls, cfg, source, part, whole=False):
+        """The examples of a part; whole: of every user all that was taken."""
         users = collections.OrderedDict()
         for path in paths_of(source, "train"):
             for number, line in enumerate(read_text(path, cfg.errors).splitlines(), 1):
@@ -41,6 +42,8 @@ class Recommend(Task):
                 if len(row) < 2:
                     raise DataError(f"{path}, row {number}: '{line[:60]}' is no user and item; a row is `user item`, in the order of time")
                 users.setdefault(row[0], []).append(row[1])
+        if whole:
+            return [Example(" ".join(taken), where=f"user {user}") for user, taken in users.items()]
         back = {"train": 2, "valid": 1, "test": 0}[part]
         out = []
         for user, taken in users.items():
@@ -116,6 +119,16 @@ class Recommend(Task):
     def loss(self, model, batch):
         out = model(**batch.inputs, labels=batch.labels)
         return Loss(out["loss"], batch.count, {"loss": out["plain"]})
+
+    @torch.inference_mode()
+    def best(self, model, items, top, seen=False):
+        """[(item, its share of the softmax over all that may be named)] after items, the oldest first; seen: what was taken may be named again."""
+        ids = self.tokenizer.encode(" ".join(items))[-(self.length - 1) :]
+        batch = self.pairs([{"ids": ids, "wanted": None}], None)
+        scores = model.eval()(**batch.inputs)["logits"][-1].float()
+        scores[[0, *([] if seen else self.tokenizer.encode(" ".join(items)))]] = -torch.inf
+        share = scores.softmax(-1).topk(min(top, len(scores)))
+        return [(self.tokenizer.token(i), p) for p, i in zip(share.values.tolist(), share.indices.tolist()) if p > 0]
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu", top=10):
