@@ -445,3 +445,15 @@ def test_flops_of_experts_and_of_shared_layers():
     assert sparse["feed-forward"] == dense["feed-forward"] + routers  # one expert a token, and the router
     shared, own = flops("albert-nano"), flops("albert-nano", groups=2)
     assert shared == own
+
+
+def test_a_header_that_begins_as_a_pickle_does_is_read(tmp_path):
+    """640 bytes are 0x0280, and a pickle's first bytes are 80 02."""
+    from safetensors.torch import save_file
+
+    for pad in range(640):
+        save_file({"w": torch.arange(3.0)}, tmp_path / "x.safetensors", {"note": "n" * pad})
+        if (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02":
+            break
+    assert (tmp_path / "x.safetensors").read_bytes()[:2] == b"\x80\x02"
+    assert files.read_tensors(tmp_path / "x.safetensors")["w"].tolist() == [0, 1, 2]

@@ -36,7 +36,9 @@ def _header(path):
         if len(start) < 8:
             raise CheckpointError(f"{path} is not a safetensors file: it has only {size} bytes")
         (length,) = struct.unpack("<Q", start)
-        if start[:2] == b"\x80\x02" or start[:4] == b"PK\x03\x04":
+        plain = f.read(1) == b"{"  # a header of 640 bytes begins as a pickle does
+        f.seek(8)
+        if (start[:2] == b"\x80\x02" and not plain) or start[:4] == b"PK\x03\x04":
             raise CheckpointError(
                 f"{path} is a pickle, which could run code when it is read. Ask for a safetensors file, or convert it where you trust it"
             )

@@ -86,7 +86,7 @@ def defaults(preset, task=False, data=False):
         return {"model": {"preset": preset}, "data": {"source": "gate:xor"}, "train": train | own.get(kind, {})}
     if kind == "TrajectoryDecoder":
         train = {"task": "decide", "steps": 1500, "batch": 64, "lr": 1e-3, "weight_decay": 1e-4, "eval_every": 500}
-        return {"model": {"preset": preset}, "data": {"env": "CartPole-v1"}, "train": train}
+        return {"model": {"preset": preset}, "data": {} if data else {"env": "CartPole-v1"}, "train": train}
     if preset.startswith(("bert4rec", "gru4rec")):
         train = {"task": "recommend", "seconds": 600.0, "batch": 128, "lr": 1e-3, "warmup": 100, "weight_decay": 0.01}
         return {"model": {"preset": preset}, "data": {"source": "items.txt", "tokenizer": "items"}, "train": train}
@@ -213,7 +213,7 @@ def prepare(what, words):
         del raw["data"]["tokenizer"]  # characters are for generated tasks
     if over["train"].get("init"):  # `last` means another run once this one is there
         over["train"]["init"] = str(folder.find(str(over["train"]["init"])) or over["train"]["init"])
-    if over["train"].get("task") and "source" not in {**raw["data"], **over["data"]}:
+    if over["train"].get("task") and not {"source", "env"} & {*raw["data"], *over["data"]}:
         raise recipe.RecipeError(f"train.task={over['train']['task']} needs labelled examples: data=FILE, or a data set of `qkv ls data`")
     r = recipe.resolve({s: raw[s] | over[s] for s in raw}, name)
     if where is None:

@@ -39,10 +39,6 @@ class Recurrent(Shape):
         one_of("cell", self.cell, CELLS)
         one_of("output", self.output, OUTPUTS)
         one_of("pattern", self.pattern, ("causal", "full"))
-        if self.pattern == "full" and self.output in ("lm", "items"):
-            raise ValueError(
-                f"pattern=full with output={self.output}: a token would see the very token that it shall predict; use pattern=causal"
-            )
         if self.position != "none":
             raise ValueError(f"position={self.position}: a recurrent network knows the order of its tokens by itself; use position=none")
 
@@ -134,6 +130,10 @@ class RecurrentModel(nn.Module):
         super().__init__()
         self.config = cfg
         self.both = cfg.pattern == "full"
+        if self.both and cfg.output in ("lm", "items"):
+            raise ValueError(
+                f"pattern=full with output={cfg.output}: a token would see the very token that it shall predict; use pattern=causal"
+            )
         self.embed = make_embedding(cfg, make_position(cfg, heads=cfg.heads, causal=True))
         self.cells = cells(cfg, cfg.dim, cfg.layers, self.both)
         self.drop = Dropout(cfg.dropout)

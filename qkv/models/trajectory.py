@@ -22,7 +22,7 @@ class TrajectoryDecoder(Decoder):
     """states, actions: numbers of a state and of an action (with discrete: how many actions there are). episode: the longest episode, in steps.
     discrete: an action is one of several, and what is said of it are scores. bounded: actions are squeezed into (-1, 1). returns: is the return to go
     read? Without it this is behaviour cloning. scale: returns are divided by it by those who make batches. length: tokens, three a step. What it was trained on says
-    the rest: mean and deviation of states, target, the return that is asked for when nothing is said, and env, the environment."""
+    the rest: mean and deviation of states, target, the return that is asked for when nothing is said, and environment, the one it acts in."""
 
     vocab: int = 1
     states: int = 4
@@ -35,7 +35,7 @@ class TrajectoryDecoder(Decoder):
     mean: tuple[float, ...] | None = None
     deviation: tuple[float, ...] | None = None
     target: float = 0.0
-    env: str | None = None
+    environment: str | None = None
     output: str = "actions"
 
     def __post_init__(self):

@@ -34,7 +34,7 @@ class Decide(Task):
             raise ValueError(f"length={config.length}: a step is three tokens")
         self.config, self.episodes, self.seed = config, episodes, seed
         self.target = config.target if target is None else target
-        self.metric = "return" if config.env else "right" if config.discrete else "near"
+        self.metric = "return" if config.environment else "right" if config.discrete else "near"
 
     @classmethod
     def read(cls, cfg, source, part):
@@ -77,7 +77,7 @@ class Decide(Task):
                 most = max(most, made.spec.max_episode_steps or 0)
         deviation = states.std(0)
         numbers = lambda x: tuple(float(v) for v in x)
-        return {"states": states.shape[1], "actions": count, "discrete": discrete, "episode": most, "target": max(totals), "env": env,
+        return {"states": states.shape[1], "actions": count, "discrete": discrete, "episode": most, "target": max(totals), "environment": env,
                 "scale": max(1e-3, max(map(abs, totals)) / 5), "mean": numbers(states.mean(0)), "deviation": numbers(np.where(deviation < 1e-6, 1, deviation))}  # fmt: skip
 
     def encode(self, examples, training=False):
@@ -144,7 +144,7 @@ class Decide(Task):
         parts = [self.wrong(model, self.pairs(items[i : i + 64], None).to(device)) for i in range(0, len(items), 64)]
         loss, right = (torch.cat(p).mean().item() for p in zip(*parts))
         held = {"loss": loss} | ({"right": right} if self.config.discrete else {"near": -right})
-        if not self.config.env:
+        if not self.config.environment:
             return held, [""] * len(items)
         earned = self.act(model, self.target, device=device)
         return held | {"return": float(np.mean(earned)), "spread": float(np.std(earned)), "least": float(min(earned))}, list(
@@ -155,7 +155,7 @@ class Decide(Task):
     def act(self, model, target, episodes=None, device="cpu"):
         """What is earned in each of so many episodes, all played at once, when `target` is asked for; after each step what was earned is taken off (section 3)."""
         cfg, K, B = self.config, self.config.steps, episodes or self.episodes
-        envs = [trajectories.make(cfg.env) for _ in range(B)]
+        envs = [trajectories.make(cfg.environment) for _ in range(B)]
         with contextlib.ExitStack() as stack:
             for env in envs:
                 stack.enter_context(contextlib.closing(env))
@@ -186,7 +186,7 @@ class Decide(Task):
         """Returns that were asked for, and what was earned."""
         from .. import pictures
 
-        if not self.config.env:
+        if not self.config.environment:
             raise ValueError("picture=: what is earned is seen in an environment, and the data name none (env=)")
         low = min(i["wanted"] for i in items)
         asked = np.linspace(low, self.config.target, count)
@@ -195,10 +195,10 @@ class Decide(Task):
             "earned (mean and deviation)": [(a, e.mean(), e.std()) for a, e in zip(asked, earned)],
             "asked for": [(a, a) for a in asked],
         }
-        return pictures.curves(path, lines, x="return that is asked for", y="return", title=self.config.env)
+        return pictures.curves(path, lines, x="return that is asked for", y="return", title=self.config.environment)
 
     def show(self, model, run):
-        if not self.config.env:
+        if not self.config.environment:
             return f"{len(run.valid.pairs)} windows of held-out trajectories"
         was, half = model.training, self.config.target / 2
         low, high = (self.act(model.eval(), a, 4, run.device).mean() for a in (half, self.target))
