@@ -1,10 +1,10 @@
-"""Tables: TabNet beside gradient boosting on Adult, and whether its importance finds the columns that decide.
+"""Tables: TabNet and INVASE beside gradient boosting on Adult, and whether their importance finds the columns that decide.
 
-    python benchmarks/tables.py --adult FOLDER [--epochs 60] [--threads 1]
+    python benchmarks/tables.py --adult FOLDER [--epochs 60] [--seeds 3] [--threads 1]
 
 Adult: the published training and test rows; numbers as they are, categories numbered (those not seen in training: one number more), `?` is a category. Gradient boosting is
 scikit-learn's HistGradientBoostingClassifier at its defaults. Synthetic (INVASE, 2019, section 4): 11 columns of which 2, 4 and 4 decide; of each test row the
-columns are taken whose share of the importance is above 1/11. TPR: share of the deciding columns that are taken; FDR: share of the taken that do not decide.
+columns are taken whose share of TabNet's importance is above 1/11, or which INVASE selects (probability above 0.5). TPR: share of the deciding columns that are taken; FDR: share of the taken that do not decide.
 """
 
 import argparse
@@ -17,9 +17,11 @@ import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from qkv.tables import TabularClassifier
+from qkv.tables import SelectorClassifier, TabularClassifier
 
 NUMBERS = (0, 2, 4, 10, 11, 12)
+NAMES = ("age", "workclass", "fnlwgt", "education", "education-num", "marital-status", "occupation", "relationship", "race", "sex", "capital-gain", "capital-loss", "hours",
+         "country")  # fmt: skip
 
 
 def adult(folder):
@@ -53,37 +55,52 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--adult")
     p.add_argument("--epochs", type=int, default=60)
+    p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     if a.adult:
         x, y, tx, ty, columns = adult(a.adult)
-        boost = HistGradientBoostingClassifier(categorical_features=columns, random_state=0).fit(x, y)
-        tab = TabularClassifier(decide=16, attend=16, categories=columns, width=3, batch=1024, ghost=256, epochs=a.epochs, patience=12).fit(
-            x, y
-        )
-        for name, model in (("gradient boosting", boost), ("TabNet", tab)):
+        common = dict(categories=columns, bins=50, batch=1024, epochs=a.epochs)
+        models = {
+            "gradient boosting": lambda s: HistGradientBoostingClassifier(categorical_features=columns, random_state=s),
+            "TabNet": lambda s: TabularClassifier(ghost=512, momentum=0.1, patience=12, seed=s, **common),
+            "INVASE": lambda s: SelectorClassifier(seed=s, sparsity=0.05, **common | {"epochs": 15}),
+        }
+        for name, make in models.items():
+            aucs, right = [], []
+            for seed in range(a.seeds):
+                model = make(seed).fit(x, y)
+                aucs.append(100 * roc_auc_score(ty, model.predict_proba(tx)[:, 1]))
+                right.append(100 * model.score(tx, ty))
             print(
-                f"| Adult | {name} | AUC {100 * roc_auc_score(ty, model.predict_proba(tx)[:, 1]):.2f} | accuracy {100 * model.score(tx, ty):.2f} |",
+                f"| Adult | {name} | AUC {np.mean(aucs):.2f} ({min(aucs):.2f} to {max(aucs):.2f}) | accuracy {np.mean(right):.2f} |",
                 flush=True,
             )
-        print(
-            "importance:",
-            ", ".join(f"{c}: {v:.2f}" for c, v in sorted(enumerate(tab.feature_importances_), key=lambda e: -e[1])[:5]),
-            flush=True,
-        )
+            if hasattr(model, "feature_importances_"):
+                print(
+                    "importance:",
+                    ", ".join(f"{NAMES[c]} {v:.2f}" for c, v in sorted(enumerate(model.feature_importances_), key=lambda e: -e[1])[:6]),
+                    flush=True,
+                )
     for kind in (1, 2, 3):
         x, y, decide = synthetic(kind, 10000, 0)
         tx, ty, _ = synthetic(kind, 10000, 1)
-        tab = TabularClassifier(batch=1024, ghost=256, epochs=a.epochs, patience=15).fit(x, y)
-        importance, _ = tab.explain(tx)
-        taken = importance / importance.sum(1, keepdims=True).clip(1e-12) > 1 / 11
-        right = taken[:, list(decide)].sum(1)
-        tpr, fdr = (right / len(decide)).mean(), ((taken.sum(1) - right) / taken.sum(1).clip(1)).mean()
-        print(
-            f"| Syn{kind} | TabNet | AUC {100 * roc_auc_score(ty, tab.predict_proba(tx)[:, 1]):.1f} | TPR {100 * tpr:.1f} | FDR {100 * fdr:.1f} |",
-            flush=True,
-        )
+        shares = lambda model: (lambda i: i / i.sum(1, keepdims=True).clip(1e-12) > 1 / 11)(model.explain(tx)[0])
+        models = {
+            "gradient boosting": (HistGradientBoostingClassifier(random_state=0), None),
+            "TabNet": (TabularClassifier(batch=1024, ghost=256, epochs=a.epochs, patience=15), shares),
+            "INVASE": (SelectorClassifier(batch=1000, epochs=150), lambda model: model.explain(tx)[0] > 0.5),
+        }
+        for name, (model, take) in models.items():
+            auc = 100 * roc_auc_score(ty, model.fit(x, y).predict_proba(tx)[:, 1])
+            if take is None:
+                print(f"| Syn{kind} | {name} | AUC {auc:.1f} | | |", flush=True)
+                continue
+            taken = take(model)
+            right = taken[:, list(decide)].sum(1)
+            tpr, fdr = (right / len(decide)).mean(), ((taken.sum(1) - right) / taken.sum(1).clip(1)).mean()
+            print(f"| Syn{kind} | {name} | AUC {auc:.1f} | TPR {100 * tpr:.1f} | FDR {100 * fdr:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ def judge(model, objective, items, tokenizer, device="cpu", autocast=contextlib.
     """({loss, metrics of the task}, [what the model says of each item]). The model keeps its mode."""
     was = model.training
     model.eval()
-    if hasattr(objective, "judged"):  # by more than one item at a time
-        held, said = objective.judged(model, items, device)
+    if hasattr(objective, "judge_all"):  # by more than one item at a time
+        held, said = objective.judge_all(model, items, device)
         model.train(was)
         return held, said
     if objective.kind == "caption":

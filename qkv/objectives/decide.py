@@ -139,7 +139,7 @@ class Decide(Task):
         return Loss(value, batch.count, {"loss": value.detach()})
 
     @torch.no_grad()
-    def judged(self, model, items, device="cpu"):
+    def judge_all(self, model, items, device="cpu"):
         """({loss, right or near, and with an environment return, its spread, least}, what was earned in each episode)."""
         parts = [self.wrong(model, self.pairs(items[i : i + 64], None).to(device)) for i in range(0, len(items), 64)]
         loss, right = (torch.cat(p).mean().item() for p in zip(*parts))

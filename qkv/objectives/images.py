@@ -275,7 +275,7 @@ class Draw(Match):
         return model(batch.inputs["input_ids"], batch.inputs["attention_mask"], noise=batch.inputs["noise"])["images"]
 
     @torch.no_grad()
-    def judged(self, model, items, device="cpu"):
+    def judge_all(self, model, items, device="cpu"):
         """({loss, at1, at5}, nothing is said)."""
         total = sum(
             float(self.score(model, self.pairs(items[i : i + 64], None).to(device)).metrics["loss"]) for i in range(0, len(items), 64)

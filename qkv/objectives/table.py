@@ -20,7 +20,7 @@ def right(logits, wanted):
     """(B,) cross-entropy of classes (whole numbers), or squared error of numbers."""
     if wanted.is_floating_point():
         return (logits[:, 0] - wanted).square()
-    return F.cross_entropy(logits.float(), wanted, reduction="none")
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), wanted, reduction="none")
 
 
 def losses(model, x, wanted, sparsity):
@@ -134,7 +134,7 @@ class Table(Task):
         """The class or number of each row."""
         return [self.answer(x) for x in self.logits(model, items, device)]
 
-    def judged(self, model, items, device="cpu"):
+    def judge_all(self, model, items, device="cpu"):
         """({loss, and the metrics of classes or numbers}, what is said of each row)."""
         from sklearn.metrics import roc_auc_score
 
