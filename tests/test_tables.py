@@ -42,7 +42,7 @@ def test_cells_become_numbers_and_categories():
 def test_bins_share_out_what_is_skewed():
     cells = [0.0] * 60 + [float(v) for v in range(1, 41)]
     (column,) = Columns.of(["gain"], [cells], bins=5).columns
-    rank, bins = column.read(cells + [float("nan"), 1e9])
+    rank, bins = column.read([*cells, float("nan"), 1e9])
     assert len(set(bins[:60].tolist())) == 1 and not set(bins[:60].tolist()) & set(bins[60:100].tolist())
     assert (
         all(n >= 8 for n in np.unique(bins[:100], return_counts=True)[1])
