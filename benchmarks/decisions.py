@@ -1,6 +1,6 @@
 """Decision Transformer on CartPole, from trajectories that are mostly bad, beside behaviour cloning of the same ones.
 
-    python benchmarks/decisions.py [--env CartPole-v1] [--seeds 3] [--steps 1500] [--episodes 20] [--threads 1]
+    python benchmarks/decisions.py [--recipe cartpole-decision] [--env CartPole-v1] [--seeds 3] [--episodes 20] [--threads 1]
 
 Prints what the trajectories earned; for every seed and both models the mean return of `episodes` episodes (seeds that training did not see) with the best return asked for;
 and what a Decision Transformer earns when less is asked for. Picture: benchmarks/pictures/decisions.png.
@@ -27,7 +27,7 @@ def train(words):
     """The model of a run."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [sys.executable, "-m", "qkv", "train", "decision-nano", *words, "--quiet"],
+            [sys.executable, "-m", "qkv", "train", *words, "--quiet"],
             check=True,
             stdout=subprocess.DEVNULL,
             env=os.environ | {"QKV_RUNS": folder},
@@ -38,9 +38,9 @@ def train(words):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--recipe", default="cartpole-decision")
     p.add_argument("--env", default="CartPole-v1")
     p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--steps", type=int, default=1500)
     p.add_argument("--episodes", type=int, default=20)
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args()
@@ -57,7 +57,7 @@ def main():
     for name, more in (("Decision Transformer", []), ("behaviour cloning", ["returns=false"])):
         row = []
         for seed in range(1, a.seeds + 1):
-            model = train([f"env={a.env}", f"steps={a.steps}", f"seed={seed}", f"threads={a.threads}", *more])
+            model = train([a.recipe, f"env={a.env}", f"seed={seed}", f"threads={a.threads}", *more])
             task = objectives.make_task(f"decide(episodes={a.episodes}, seed={50_000 * seed})", model.config, None, 0)
             row.append(task.act(model, model.config.target).mean())
             if not more:

@@ -259,7 +259,7 @@ def test_what_a_task_refuses(tmp_path):
     assert len(cut[0]["ids"]) == 8
     with pytest.raises(ValueError, match="train.task='clasification' is not one of .*Did you mean 'classification'"):
         objectives.task_of("clasification")
-    with pytest.raises(ValueError, match="needs the topology Encoder or Decoder; the model is of EncoderDecoder"):
+    with pytest.raises(ValueError, match="needs the topology Encoder or Decoder or Recurrent; the model is of EncoderDecoder"):
         train(tmp_path, "t5-nano", {"task": "tagging"}, path := tagged(tmp_path), data={"valid": path})
     with pytest.raises(ValueError, match="a decoder's language model loss"):
         objectives.make_task("classification(auxiliary=0.5)", cfg, tokenizer, 8)

@@ -54,14 +54,6 @@ class Decide(Task):
         return [Example(found[i], None, None, f"{cfg.env or source}, episode {i + 1}", {"env": cfg.env}) for i in keep]
 
     @classmethod
-    def names(cls, examples):
-        return None
-
-    @classmethod
-    def words(cls, example):
-        return []
-
-    @classmethod
     def shape(cls, examples):
         """What the data decide of a model: sizes, what numbers are scaled by, and the return that is asked for when nothing is said."""
         found = [e.text for e in examples]

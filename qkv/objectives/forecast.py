@@ -36,18 +36,10 @@ class Forecast(Task):
         return [Example(found.values, None, part, str(source), {"series": found})]
 
     @classmethod
-    def names(cls, examples):
-        return None
-
-    @classmethod
     def shape(cls, examples):
         """Fields of a model that reads these examples."""
         count = examples[0].text.shape[1]
         return {"values": count, "said": count}
-
-    @classmethod
-    def words(cls, example):
-        return []
 
     def scaled(self, found):
         """(values (T, C) standardised by the training part, mean, deviation)"""

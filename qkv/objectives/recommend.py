@@ -60,10 +60,6 @@ class Recommend(Task):
         return out
 
     @classmethod
-    def names(cls, examples):
-        return None
-
-    @classmethod
     def shape(cls, examples):
         return {"unsaid": 1}
 

@@ -50,10 +50,6 @@ class Transcribe(Task):
         return found
 
     @classmethod
-    def names(cls, examples):
-        return None
-
-    @classmethod
     def words(cls, example):
         return [example.label]
 

@@ -57,14 +57,6 @@ class Table(Task):
         return columns.read(cfg, source, part)
 
     @classmethod
-    def names(cls, examples):
-        return None
-
-    @classmethod
-    def words(cls, example):
-        return []
-
-    @classmethod
     def shape(cls, examples):
         named = [e for e in examples if e.label is not None]
         if not named:

@@ -55,10 +55,6 @@ class Task(Objective):
     @classmethod
     def names(cls, examples):
         """The labels of the training examples, in order; None where a task has none."""
-        for e in examples:
-            if e.label is None or e.label == "":
-                raise DataError(f"{e.where}: has no label; name its column with data.label=NAME")
-        return tuple(sorted({str(e.label) for e in examples}, key=lambda x: (0, int(x), x) if x.lstrip("-").isdigit() else (1, 0, x)))
 
     @classmethod
     def shape(cls, examples):
@@ -146,6 +142,13 @@ class Classification(Task):
     weights: none, or balanced, which weighs classes by the inverse of their frequency. cut: shorten what is too long."""
 
     outputs = {"Encoder": "sequence", "Decoder": "sequence", "EncoderDecoder": "sequence", "Recurrent": "sequence"}
+
+    @classmethod
+    def names(cls, examples):
+        for e in examples:
+            if e.label is None or e.label == "":
+                raise DataError(f"{e.where}: has no label; name its column with data.label=NAME")
+        return tuple(sorted({str(e.label) for e in examples}, key=lambda x: (0, int(x), x) if x.lstrip("-").isdigit() else (1, 0, x)))
 
     def __init__(self, tokenizer, config, length, auxiliary=0.0, weights="none", cut=False):
         super().__init__(tokenizer, config, length, cut)
@@ -265,10 +268,6 @@ class Answering(Task):
     @classmethod
     def read(cls, cfg, source, part):
         return read.squad(source, part, cfg.errors)
-
-    @classmethod
-    def names(cls, examples):
-        return None
 
     def encode(self, examples, training=False):
         """One item a window."""
@@ -459,10 +458,6 @@ class Text(Task):
                 e.more.setdefault("task", path.stem.partition(".")[0] if len(paths) > 1 else None)
             out += found
         return out
-
-    @classmethod
-    def names(cls, examples):
-        return None
 
     def encode(self, examples, training=False):
         before = lambda e: f"{e.more['task']}: {e.text}" if e.more.get("task") else str(e.text)
