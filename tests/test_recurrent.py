@@ -116,6 +116,7 @@ def test_what_cannot_be_is_said():
         ({"pattern": "full"}, "would see the very token"),
         ({"position": "rope"}, "knows the order"),
         ({"cell": "lstn"}, "is not one of"),
+        ({"kernel": "additive"}, "has no kernel"),
     ):
         with pytest.raises(ValueError, match=message):
             models.create("lstm-nano", **more)

@@ -5,6 +5,7 @@ Bahdanau et al., 2015). The cells are torch's own.
 Dims: B rows, S tokens read, T tokens written, L layers, D model, M width of what the encoder says of a token.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +22,20 @@ CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 OUTPUTS = ("hidden", "items", "lm", "sequence", "tokens")
 
 
+def without(cfg, *names):
+    """Raises ValueError for a slot that is filled and that a recurrent network does not have."""
+    usual = {f.name: f.default for f in dataclasses.fields(cfg)}
+    for name in names:
+        if getattr(cfg, name) != usual[name]:
+            about = "knows the order of its tokens by itself" if name == "position" else f"has no {name}"
+            raise ValueError(f"{name}={getattr(cfg, name)}: a recurrent network {about}; leave it out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recurrent(Shape):
     """cell: rnn, lstm or gru. pattern: causal, which reads from the left, or full, which reads from both sides (output sequence, tokens or hidden). output: one at the
     end (sequence), one per token (tokens; lm, the next token; items, the next thing that a user takes: GRU4Rec, Hidasi et al., 2016), or hidden.
-    unsaid: so many last ids are read and never said. position, kernel, ffn and heads are not used."""
+    unsaid: so many last ids are read and never said. It has no position, kernel, heads, ffn or norm."""
 
     heads: int = 1
     position: str = "none"
@@ -39,8 +49,7 @@ class Recurrent(Shape):
         one_of("cell", self.cell, CELLS)
         one_of("output", self.output, OUTPUTS)
         one_of("pattern", self.pattern, ("causal", "full"))
-        if self.position != "none":
-            raise ValueError(f"position={self.position}: a recurrent network knows the order of its tokens by itself; use position=none")
+        without(self, "kernel", "ffn", "heads", "kv_heads", "head_dim", "hidden", "position", "norm", "order")
 
     def build(self):
         return initialise(RecurrentModel(self), self)
@@ -182,7 +191,7 @@ class RecurrentModel(nn.Module):
 class RecurrentEncoderDecoder(EncoderDecoder):
     """Reads a text, writes another. cell: rnn, lstm or gru. kernel: how the decoder looks at what was read: none, by the fixed vector it begins with alone (Sutskever et
     al., 2014); additive (Bahdanau et al., 2015); softmax, by scaled products (Luong et al., 2015, section 3.1), with `heads`. encoder_pattern: full, from both
-    sides, or causal, from the left. reverse: the text is read from its end (Sutskever et al., section 3.3). position, ffn and hidden are not used."""
+    sides, or causal, from the left. reverse: the text is read from its end (Sutskever et al., section 3.3). It has no position, ffn or norm."""
 
     heads: int = 1
     position: str = "none"
@@ -195,8 +204,20 @@ class RecurrentEncoderDecoder(EncoderDecoder):
         one_of("cell", self.cell, CELLS)
         one_of("output", self.output, ("hidden", "lm"))
         one_of("encoder_pattern", self.encoder_pattern, ("causal", "full"))
-        if self.position != "none":
-            raise ValueError(f"position={self.position}: a recurrent network knows the order of its tokens by itself; use position=none")
+        without(
+            self,
+            "ffn",
+            "hidden",
+            "kv_heads",
+            "head_dim",
+            "decoder_ffn",
+            "decoder_heads",
+            "decoder_hidden",
+            "position",
+            "norm",
+            "order",
+            "pattern",
+        )
 
     def build(self):
         return initialise(RecurrentEncoderDecoderModel(self), self)
