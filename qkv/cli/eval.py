@@ -15,7 +15,7 @@ examples, and its answers, one JSON object a line. Without a file: the run's own
   qkv eval last test.tsv out=answers.jsonl                         a fine-tuned run on other examples
   qkv eval last part=test                                          the test part of its data set
 
-keys: out  target  data  part  languages (en-de)  beams (0: greedy)  picture (a .png file: similarities of pairs, reconstructions)  task (with other arguments)  penalty (1)  batches (all)  limit (pairs answered, 1000)  field  split  errors  length
+keys: out  target  data  part  languages (en-de)  beams (0: greedy)  picture (a .png file: similarities of pairs, reconstructions, drawings, masks of a table, returns)  task (with other arguments)  penalty (1)  batches (all)  limit (pairs answered, 1000)  field  split  errors  length
 """
 KEYS = (
     "target",
@@ -160,7 +160,8 @@ def _task(model, tokenizer, whole, run_folder, source, given):
     print(f"{len(seen)} answers are in {out}")
     if given.get("picture"):
         if not hasattr(objective, "picture"):
-            raise ValueError(f"picture=: there is nothing to draw of task={task}; it is for match and reconstruct")
+            can = ", ".join(n for n, k in objectives.TASKS.items() if hasattr(k, "picture"))
+            raise ValueError(f"picture=: there is nothing to draw of task={task}; there is of {can}")
         print(f"picture: {objective.picture(model, items, given['picture'])}")
 
 

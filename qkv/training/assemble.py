@@ -56,6 +56,7 @@ def assemble(r, weights=None, before=None):
     device = torch.device(choose_device(t.device))
     fields = {k: v for k, v in r.model.items() if k != "preset"}
     cfg = models.preset(r.model["preset"], **{k: v for k, v in fields.items() if k != "vocab"})
+    asked = {k: getattr(cfg, k) for k in fields if hasattr(cfg, k)}
     has_words = models.has_words(cfg)
     if not models.reads_text(cfg) and not t.task:
         can = [n for n, k in objectives.TASKS.items() if type(cfg).__name__ in k.outputs]
@@ -64,7 +65,7 @@ def assemble(r, weights=None, before=None):
         )
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task, t.seed) if task else data_of.open_corpus(d)
-    carried = lambda cfg: {} if task is None else carries(task, cfg, corpus, fields)  # fields that the task asks of a model
+    carried = lambda cfg: {} if task is None else carries(task, cfg, corpus, asked)  # fields that the task asks of a model
     parts = models.parts_of(cfg) if weights is None else ()
     begun = weights or (folder.weights(t.init) if t.init and not parts else None)
     torch.manual_seed(t.seed)
@@ -197,7 +198,7 @@ def carries(task, cfg, corpus, asked):
     if corpus.names:
         out |= {"labels": len(corpus.names), "label_names": corpus.names}
     for key in set(out) & set(asked):
-        if getattr(cfg, key) != out[key]:
+        if asked[key] != out[key]:
             raise recipe.RecipeError(f"model.{key}={asked[key]}: the examples ask for {key}={out[key]}; leave it out")
     return out
 
