@@ -5,6 +5,7 @@ Dims: E episodes, N steps of all of them, S numbers of a state, A numbers of an 
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,22 @@ def read(cfg):
     name = f"{cfg.env.replace('/', '-')}-{cfg.policy}-{cfg.episodes}.npz"
     path = cache_folder() / "trajectories" / name
     if not path.exists():
-        save(path, collect(cfg.env, cfg.policy, cfg.episodes))
+        found = collect(cfg.env, cfg.policy, cfg.episodes, progress=_bar)
+        save(path, found)
+        totals = [t.total for t in found]
+        print(
+            f"{len(found)} episodes of {cfg.env} by policy={cfg.policy}: mean return {np.mean(totals):.1f}, best {max(totals):.1f}, in {path}",
+            file=sys.stderr,
+        )
     return load(path)
+
+
+def _bar(things):
+    """A progress bar on standard error, gone when it is done."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(things, "collecting", transient=True, console=Console(stderr=True))
 
 
 def load(path):
