@@ -216,7 +216,6 @@ def test_pictures_and_names_find_each_other_and_are_captioned(tmp_path, capsys):
         (["caption", str(clip), one], "a Flamingo writes about images"),
         (["transcribe", str(clip), one], "hears"),
         (["generate", str(clip), "red"], "try qkv classify"),
-        (["train", "decision-nano"], "it is trained with no task yet"),
     ):
         assert main(words) == 2 and message in capsys.readouterr().err, message
     texts = tmp_path / "names.txt"

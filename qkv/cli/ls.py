@@ -28,8 +28,10 @@ def run(words, verb):
 def _presets(table):
     from .. import models
 
-    for c in ("name", "kind", "layers", "dim", "heads", "context", "vocabulary"):
-        table.add_column(c, justify="left" if c in ("name", "kind") else "right")
+    for c in ("name", "kind", "layers", "dim", "heads", "context", "vocab"):
+        table.add_column(
+            c, justify="left" if c in ("name", "kind") else "right", no_wrap=c == "name", min_width=21 if c == "name" else None
+        )
     for name in models.presets():
         cfg = models.preset(name)
         heads = f"{cfg.heads}/{cfg.kv_heads}" if cfg.kv_heads and cfg.kv_heads != cfg.heads else str(cfg.heads)

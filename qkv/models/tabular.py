@@ -86,6 +86,7 @@ class OfTable:
     length: typing.ClassVar = 1
     vocab: typing.ClassVar = 1
     heads: typing.ClassVar = 1
+    kv_heads: typing.ClassVar = None
     types: typing.ClassVar = 0
     pad: typing.ClassVar = None
 
