@@ -18,7 +18,7 @@ def run(words, verb):
     console = Console(highlight=False)
     for kind in words or kinds:
         table = Table(
-            title=kind, title_justify="left", title_style="bold", box=None, padding=(0, 2), show_header=kind in ("presets", "runs")
+            title=kind, title_justify="left", title_style="bold", box=None, padding=(0, 1), show_header=kind in ("presets", "runs")
         )
         globals()[f"_{kind}"](table)
         console.print(table)
@@ -29,9 +29,7 @@ def _presets(table):
     from .. import models
 
     for c in ("name", "kind", "layers", "dim", "heads", "context", "vocab"):
-        table.add_column(
-            c, justify="left" if c in ("name", "kind") else "right", no_wrap=c == "name", min_width=21 if c == "name" else None
-        )
+        table.add_column(c, justify="left" if c in ("name", "kind") else "right", no_wrap=c == "name")
     for name in models.presets():
         cfg = models.preset(name)
         heads = f"{cfg.heads}/{cfg.kv_heads}" if cfg.kv_heads and cfg.kv_heads != cfg.heads else str(cfg.heads)
