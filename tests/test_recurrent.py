@@ -84,7 +84,9 @@ def test_texts_go_on_the_same_alone_cached_and_in_a_batch(cell):
     model, prompts = shaken(models.create("gru-nano", **SMALL, cell=cell, layers=2), 0.3), [[5, 6, 7], [8, 9], [4], [5, 6, 7, 9]]
     rows = generate(model, prompts, most=9)
     assert rows == generate(model, prompts, most=9, cached=False) == [generate(model, [p], most=9)[0] for p in prompts]
-    assert Engine(model, rows=2).generate(prompts, most=9) == rows  # nothing that was read is cut and read on from
+    assert Engine(model, rows=2).generate(prompts, most=9) == rows
+    again = [[5, 6, 7], [5, 6, 7, 9]]
+    assert Engine(model, rows=1).generate(again, most=9) == [rows[0], rows[3]]  # what was read for the first is not cut and read on from
     with pytest.raises(ValueError, match="cannot take back a token"):
         Engine(model, rows=2, guesser=NGram(2))
 
