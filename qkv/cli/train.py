@@ -246,9 +246,9 @@ def ending(where, held, show, r):
     if show.text and show.mode != "plain":
         print(f"sample: {brief(show.text, 110)}")
     more = f"steps={2 * show.now}" if r.train.seconds is None else f"seconds={int(2 * r.train.seconds)}"
-    look = {"Decoder": f'qkv generate {where} "The "', "EncoderDecoder": f'qkv generate {where} "a text to answer"'}.get(
-        "" if r.train.task else show.kind.replace("RecurrentE", "E").replace("Recurrent", "Decoder"), f"qkv eval {where}"
-    )
+    on, answer = f'qkv generate {where} "The "', f'qkv generate {where} "a text to answer"'
+    writes = {"Decoder": on, "Recurrent": on, "EncoderDecoder": answer, "RecurrentEncoderDecoder": answer}
+    look = writes.get("" if r.train.task else show.kind, f"qkv eval {where}")
     print(f"\nrun folder: {where}\ntry next:\n  {look}\n  qkv train {where} {more}")
 
 

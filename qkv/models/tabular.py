@@ -294,20 +294,26 @@ class Reconstructor(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selector(OfTable):
-    """hidden, judge_hidden: widths of the selector, and of predictor and baseline. layers: of each. act."""
+class Layered(OfTable):
+    """layers, one after another, with `hidden` units each. act: of the hidden units."""
 
-    hidden: int = 100
-    judge_hidden: int = 200
     layers: int = 3
+    hidden: int = 100
     act: str = "relu"
     output: str = "table"
-    whole: typing.ClassVar = ("features", "outputs", "hidden", "judge_hidden", "layers")
 
     def __post_init__(self):
         super().__post_init__()
         one_of("output", self.output, ("table",))
         one_of("act", self.act, ACTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector(Layered):
+    """hidden, judge_hidden: widths of the selector, and of predictor and baseline. layers: of each."""
+
+    judge_hidden: int = 200
+    whole: typing.ClassVar = ("features", "outputs", "hidden", "judge_hidden", "layers")
 
     @property
     def dim(self):
@@ -356,19 +362,13 @@ class SelectorModel(TableModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perceptron(OfTable):
-    """layers: 1 is the perceptron (Rosenblatt, 1958), a weighted sum; more have `hidden` units each, trained by back-propagation (Rumelhart et al., 1986). act: of the hidden units."""
+class Perceptron(Layered):
+    """layers: 1 is the perceptron (Rosenblatt, 1958), a weighted sum; more have `hidden` units each, trained by back-propagation (Rumelhart et al., 1986)."""
 
     layers: int = 1
     hidden: int = 32
     act: str = "tanh"
-    output: str = "table"
     whole: typing.ClassVar = ("features", "outputs", "layers", "hidden")
-
-    def __post_init__(self):
-        super().__post_init__()
-        one_of("output", self.output, ("table",))
-        one_of("act", self.act, ACTS)
 
     @property
     def dim(self):

@@ -122,9 +122,7 @@ class Task(Objective):
     def show(self, model, run):
         """A few held-out examples, with what the model says."""
         items = run.valid.pairs[:3]
-        was = model.training
-        said = self.predict(model.eval(), items, run.device)
-        model.train(was)
+        said = self.answered(model, items, run.device)
         word = lambda i, s: f"{self.tokenizer.decode(i['ids'])[:100]}  ->  {s}   (wanted: {i['wanted']})"
         return "\n".join(word(i, s) for i, s in zip(items, said))
 
