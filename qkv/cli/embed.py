@@ -43,8 +43,8 @@ def run(words, verb):
     import torch
 
     from ..embed import Embedder, settings
+    from ..words import track
     from .common import open_model
-    from .eval import track
 
     model, tokenizer, where = open_model(what)
     threads = given.get("threads")

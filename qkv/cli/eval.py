@@ -1,5 +1,7 @@
 """qkv eval"""
 
+from ..words import track
+
 HELP = """
 qkv eval WHAT [FILE] [key=value ...]
 
@@ -163,14 +165,6 @@ def _task(model, tokenizer, whole, run_folder, source, given):
             can = ", ".join(n for n, k in objectives.TASKS.items() if hasattr(k, "picture"))
             raise ValueError(f"picture=: there is nothing to draw of task={task}; there is of {can}")
         print(f"picture: {objective.picture(model, items, given['picture'])}")
-
-
-def track(things, about):
-    """A progress bar on standard error, gone when it is done."""
-    from rich.console import Console
-    from rich.progress import track as bar
-
-    return bar(things, about, transient=True, console=Console(stderr=True))
 
 
 def _shards(texts, tokenizer):

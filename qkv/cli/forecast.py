@@ -28,8 +28,8 @@ def run(words, verb):
     from .. import objectives
     from ..data import DataError, series
     from ..training import assemble, folder, recipe
+    from ..words import track
     from .common import open_model
-    from .eval import track
 
     model, _, _ = open_model(plain[0])
     where = folder.find(plain[0])

@@ -34,8 +34,8 @@ def run(words, verb):
     if picture and len(sounds) > 1:
         raise ValueError("picture= is of one sound; give one")
     from ..generation import speech
+    from ..words import track
     from .common import open_model
-    from .eval import track
 
     model, tokenizer, _ = open_model(what)
     kind = type(model.config).__name__

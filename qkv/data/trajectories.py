@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..words import track
 from .batches import rng
 from .shards import cache_folder
 from .text import DataError
@@ -47,7 +48,7 @@ def read(cfg):
     name = f"{cfg.env.replace('/', '-')}-{cfg.policy}-{cfg.episodes}.npz"
     path = cache_folder() / "trajectories" / name
     if not path.exists():
-        found = collect(cfg.env, cfg.policy, cfg.episodes, progress=_bar)
+        found = collect(cfg.env, cfg.policy, cfg.episodes, progress=lambda x: track(x, "collecting"))
         save(path, found)
         totals = [t.total for t in found]
         print(
@@ -55,14 +56,6 @@ def read(cfg):
             file=sys.stderr,
         )
     return load(path)
-
-
-def _bar(things):
-    """A progress bar on standard error, gone when it is done."""
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(things, "collecting", transient=True, console=Console(stderr=True))
 
 
 def load(path):
