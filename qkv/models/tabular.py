@@ -202,12 +202,12 @@ class TableModel(nn.Module):
         super().__init__()
         self.config = cfg
         self.embed = nn.ModuleList(nn.Embedding(n, w) for n, w in zip(cfg.sizes, cfg.widths))
-        groups, at = torch.zeros(cfg.features, cfg.numbers), 0
-        for column in range(cfg.features):
-            wide = cfg.widths[cfg.categories.index(column)] if column in cfg.categories else 1
-            groups[column, at : at + wide] = 1
-            at += wide
-        self.register_buffer("members", groups, persistent=False)  # which numbers belong to a column
+        wide = dict(zip(cfg.categories, cfg.widths))
+        self.counts = [wide.get(column, 1) for column in range(cfg.features)]  # numbers of each column
+
+    def widened(self, x_BN: torch.Tensor) -> torch.Tensor:
+        """(B, M) what each column has, for every number of that column."""
+        return x_BN.repeat_interleave(torch.tensor(self.counts, device=x_BN.device), 1, output_size=self.config.numbers)
 
     def numbers(self, x_BN):
         """(B, M) with categories as vectors. Raises ValueError for a category that is not there."""
@@ -244,21 +244,17 @@ class TabularDeciderModel(TableModel):
         self.head = drawn(nn.Linear(cfg.decide, cfg.outputs, bias=False)) if cfg.output == "table" else None
         self.decoder = Reconstructor(cfg) if cfg.output == "reconstruction" else None
 
-    @property
-    def groups(self):
-        """(N, M) a column's mask is shared out among its numbers."""
-        return self.members / self.members.sum(1, keepdim=True)
-
     def decide(self, x_BM, prior=None):
         """([what each step decides with (B, D)], [masks (B, N)], mean entropy of the masks, negative)."""
         cfg, x = self.config, self.norm(x_BM)
         prior = x.new_ones(len(x), cfg.features) if prior is None else prior
         attention, decided, masks, spread = self.split(x, self.common)[:, cfg.decide :], [], [], 0.0
+        counts = x.new_tensor(self.counts)  # a column's mask is shared out among its numbers
         for transform, attend, norm in zip(self.transforms, self.attend, self.attend_norms):
             mask = MASKS[cfg.mask](norm(attend(attention)) * prior)
             spread = spread + (mask * (mask + 1e-15).log()).sum(1).mean()
             prior = prior * (cfg.gamma - mask)
-            out = transform((mask @ self.groups) * x, self.common)
+            out = transform(self.widened(mask / counts) * x, self.common)
             decided.append(torch.relu(out[:, : cfg.decide]))
             masks.append(mask)
             attention = out[:, cfg.decide :]
@@ -270,7 +266,7 @@ class TabularDeciderModel(TableModel):
         x = self.numbers(x)
         if self.decoder is not None:
             hidden = x.new_zeros(len(x), self.config.features) if hidden is None else hidden
-            covered = hidden @ self.members
+            covered = self.widened(hidden)
             decided, masks, spread = self.decide(x * (1 - covered), 1 - hidden)
             return Output(reconstructed=self.decoder(decided), wanted=x, covered=covered, masks=torch.stack(masks), m_loss=spread[None])
         decided, masks, spread = self.decide(x)
@@ -355,7 +351,7 @@ class SelectorModel(TableModel):
             selection=p,
             scores=scores,
             chosen=chosen,
-            logits=self.predictor(x * (chosen @ self.members)),
+            logits=self.predictor(x * self.widened(chosen)),
             baseline_logits=self.baseline(x),
             importance=p,
         )
@@ -438,7 +434,6 @@ TABNET = Family(
     before=_tab_before,
     neutral=("epsilon",),
     classes={"TabNet": dict(output="table")},
-    optional=("members",),
     table=_tab_table,
 )
 
