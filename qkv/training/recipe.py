@@ -188,11 +188,9 @@ def find(what):
     return shipped().get(what)
 
 
-def shipped():
-    """{name: path} of the recipes that come with qkv."""
-    here = Path(__file__).resolve().parents[1]
-    folders = (here / "recipes", here.parent / "recipes")
-    return {p.stem: p for folder in folders if folder.is_dir() for p in sorted(folder.glob("*.toml"))}
+def shipped() -> dict[str, Path]:
+    """{name: path} of the recipes that come with qkv, inside the package."""
+    return {p.stem: p for p in sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.toml"))}
 
 
 def load(path):
