@@ -14,6 +14,7 @@ from .masks import Causal, Documents, Full, Pattern, Prefix, See, Sliding, Token
 from .patterns import PATTERNS, read_pattern
 from .positions import POSITIONS, XL, ALiBi, Learned, NoPosition, Position, RoPE, RoPE2D, Shaw, Sinusoid, Sinusoid2D, T5Bias
 from .slots import build, nearest
+from .watch import plain, watched
 
 KERNELS = EXACT | efficient.KERNELS
 FEED_FORWARDS = layers.FEED_FORWARDS | efficient.FEED_FORWARDS
@@ -61,6 +62,8 @@ __all__ = [
     "Tokens",
     "build",
     "nearest",
+    "plain",
     "read_pattern",
     "tokens",
+    "watched",
 ]  # fmt: skip

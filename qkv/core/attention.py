@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .kernels import Softmax
-from .masks import Full
+from .masks import Full, See, Tokens
 from .positions import NoPosition, Position
+from .watch import plain
 
 
 class Attention(nn.Module):
@@ -47,8 +48,8 @@ class Attention(nn.Module):
                 raise ValueError(f"kernel {name} cannot follow the pattern {pattern}; it follows {can}")
         if scheme.scores and not self.kernel.takes_scores:
             raise ValueError(f"kernel {name} forms no scores for position {scheme.__name__} to add to; use kernel=softmax")
-        if cross and scheme.rotate is not Position.rotate:
-            raise ValueError(f"cross-attention has no common positions for {scheme.__name__} to rotate by; use position=None")
+        if cross and scheme is not NoPosition:
+            raise ValueError(f"cross-attention reads another text: {scheme.__name__} has no common positions to go by; use position=None")
 
     def split(self, x_BTE):
         """(B, T, heads * C) -> (B, heads, T, C)"""
@@ -57,10 +58,9 @@ class Attention(nn.Module):
     @property
     def bare(self):
         """Does nothing stand between the projections of keys and values and the kernel, and does nobody look at them?"""
-        hooked = any(type(p) is not nn.Linear or p._forward_hooks or p._forward_pre_hooks for p in (self.k, self.v))
         scheme = type(self.position)
         moves = scheme.rotate is not Position.rotate or scheme.inputs is not Position.inputs
-        return not hooked and isinstance(self.k_norm, nn.Identity) and not moves
+        return plain(self.k) and plain(self.v) and plain(self.k_norm, nn.Identity) and not moves
 
     def project(self, x_BTD, tokens):
         """q, k and v of x. In training as one product, which reads x once; the parameters keep their names."""
@@ -69,8 +69,8 @@ class Attention(nn.Module):
             return self.q(turned), self.k(turned), self.v(x_BTD)
         parts = (self.q, self.k, self.v)
         biases = [p.bias for p in parts]
-        plain = all(type(p) is nn.Linear and not p._forward_hooks and not p._forward_pre_hooks for p in parts)
-        if not (plain and torch.is_grad_enabled() and x_BTD.requires_grad and len({b is None for b in biases}) == 1):
+        joined = torch.is_grad_enabled() and x_BTD.requires_grad and len({b is None for b in biases}) == 1 and all(map(plain, parts))
+        if not joined:
             return [p(x_BTD) for p in parts]
         bias = None if biases[0] is None else torch.cat(biases)
         y = F.linear(x_BTD, torch.cat([p.weight for p in parts]), bias)
@@ -85,12 +85,6 @@ class Attention(nn.Module):
         elif ctx.cache is None and hasattr(self.kernel, "early") and self.bare:
             q = self.q_norm(self.split(self.q(x_BTD)))
             out = self.kernel.early(q, x_BTD, self.k, self.v, ctx.see(self.pattern))
-        elif ctx.few is not None:
-            q, k, v = self.q(x_BTD[:, : ctx.few]), self.k(x_BTD), self.v(x_BTD)
-            see = ctx.see(self.pattern)
-            q = self.position.query(self.position.rotate(self.q_norm(self.split(q)), see.queries))
-            k = self.position.rotate(self.k_norm(self.split(k)), ctx.queries)
-            out = self.kernel(q, k, self.split(v), see, self.position, ctx.shared)
         else:
             q, k, v = self.project(x_BTD, ctx.queries)
             q = self.position.query(self.position.rotate(self.q_norm(self.split(q)), ctx.queries))
@@ -102,4 +96,16 @@ class Attention(nn.Module):
                 if ctx.cache is not None:
                     k, v = ctx.cache.extend(self, k, v, self.reach)
                 out = self.kernel(q, k, v, ctx.see(self.pattern), self.position, ctx.shared)
-        return self.o(out.transpose(1, 2).flatten(2))
+        return self.join(out)
+
+    def join(self, out_BHTC):
+        """(B, heads, T, C) -> (B, T, D)"""
+        return self.o(out_BHTC.transpose(1, 2).flatten(2))
+
+    def first(self, x_BTD, ctx, count):
+        """What the first `count` tokens alone get: the rows of `forward` that somebody reads, where no others are wanted."""
+        turned, tokens = self.position.inputs(x_BTD, ctx.queries), ctx.queries
+        queries = Tokens(tokens.position[:, :count], {n: m[:, :count] for n, m in tokens.marks.items()}, tokens.plain)
+        q = self.position.query(self.position.rotate(self.q_norm(self.split(self.q(turned[:, :count]))), queries))
+        k = self.position.rotate(self.k_norm(self.split(self.k(turned))), tokens)
+        return self.join(self.kernel(q, k, self.split(self.v(x_BTD)), See(self.pattern, queries, tokens), self.position, ctx.shared))

@@ -17,8 +17,11 @@ class Residual(nn.Module):
         self.post, self.scale = post or nn.Identity(), scale
 
     def forward(self, x_BTD, ctx):
-        y = self.gate(self.drop(self.out(self.f(self.pre(x_BTD), ctx))))
-        x_BTD = x_BTD if ctx is None or ctx.few is None else x_BTD[:, : ctx.few]
+        return self.add(x_BTD, self.f(self.pre(x_BTD), ctx))
+
+    def add(self, x_BTD, y_BTD):
+        """x and what the branch says of it, put together."""
+        y = self.gate(self.drop(self.out(y_BTD)))
         return self.post(x_BTD + (y if self.scale == 1.0 else self.scale * y))
 
 
@@ -67,13 +70,13 @@ class Stack(nn.Module):
         """(B, T, D) -> (B, T, D)"""
         return self.norm(self.through(x_BTD, ctx))
 
-    def through(self, x_BTD, ctx, few=None):
-        """The same without the last norm. few: how many of the first tokens are wanted; the last block works out no others."""
+    def through(self, x_BTD, ctx, last=None):
+        """The same without the last norm. last: what is done in place of calling the last block, `last(block, x, ctx)`."""
         if self.shared is not None:
             ctx.shared = self.shared
-        for n, i in enumerate(self.order, 1):
-            ctx.few = few if n == len(self.order) else None
+        *before, end = self.order
+        for i in before:
             x_BTD = self.blocks[i](x_BTD, ctx)
-        return x_BTD
+        return self.blocks[end](x_BTD, ctx) if last is None else last(self.blocks[end], x_BTD, ctx)
 
     forward = run

@@ -25,14 +25,13 @@ def tokens(length, *, start=0, position=None, valid=None, marks=None, device=Non
 @dataclass
 class Context:
     """queries: the tokens of x. memory (B, S', D) with its tokens: what cross-attention reads. shared: a position scheme
-    that adds to the scores of every layer (ALiBi, T5). few: how many of the first tokens a layer gives, all by default. losses: auxiliary losses that parts leave behind (balance of experts)."""
+    that adds to the scores of every layer (ALiBi, T5). losses: auxiliary losses that parts leave behind (balance of experts)."""
 
     queries: Tokens
     memory: torch.Tensor | None = None
     memory_tokens: Tokens | None = None
     cache: object | None = None
     shared: object | None = None
-    few: int | None = None
     losses: list = field(default_factory=list)
     sees: dict = field(default_factory=dict)
 
@@ -43,11 +42,9 @@ class Context:
 
     def see(self, pattern, cross=False, new=False):
         """The See of a pattern, made once per pass: of the memory (cross), of the new tokens alone (new), or of all keys in reach."""
-        key = (pattern, cross, new, self.few)
+        key = (pattern, cross, new)
         if key not in self.sees:
             rolls = self.cache is not None and self.cache.rolling
             keys = self.memory_tokens if cross else self.queries if new else self.cache.keys(pattern.reach()) if rolls else self.keys
-            q = self.queries
-            q = q if self.few is None else Tokens(q.position[:, : self.few], {n: m[:, : self.few] for n, m in q.marks.items()}, q.plain)
-            self.sees[key] = See(pattern, q, keys)
+            self.sees[key] = See(pattern, self.queries, keys)
         return self.sees[key]

@@ -11,6 +11,7 @@ from .efficient import blocks
 from .layers import dropout
 from .masks import Pattern
 from .positions import Position
+from .watch import plain
 
 
 class Softmax(nn.Module):
@@ -39,7 +40,7 @@ class Softmax(nn.Module):
 
     def forward(self, q_BHTC, k_BGSC, v_BGSC, see, position, shared=None):
         p = self.dropout if self.training else 0.0
-        looked_into = bool(self.weights._forward_hooks)
+        looked_into = not plain(self.weights, nn.Identity)
         biased = shared is not None or type(position).bias is not Position.bias
         explicit = looked_into or self.upcast or type(position).values is not Position.values
         if q_BHTC.is_cuda and not (biased or explicit or p or see.all or see.triangle) and q_BHTC.shape[2] > 1:

@@ -127,7 +127,7 @@ class Embedding(nn.Module):
         if self.scale != 1.0:
             x = x * self.scale
         if self.types is not None:
-            x = x + (self.types(types_BT) if types_BT is not None else self.types.weight[0])
+            x = x + self.types(torch.zeros(1, 1, dtype=torch.long, device=x.device) if types_BT is None else types_BT)
         if self.position is not None:
             if last is not None and last >= self.position.length:
                 raise ValueError(f"position {last} is beyond the {self.position.length} positions of this model (length); shorten the text")

@@ -42,6 +42,7 @@ from .decoder import Decoder, DecoderModel
 from .drawing import Drawer
 from .encoder import Encoder, EncoderModel
 from .encoder_decoder import EncoderDecoder, EncoderDecoderModel
+from .family import Unsayable
 from .flamingo import CrossModal, SeeingDecoder
 from .image import ImageEncoder, MaskedAutoencoder
 from .layer import Layer
@@ -227,7 +228,7 @@ def create(name, **fields):
     """
     if name in CLASSES:
         return build(CLASSES[name].read(fields, name), name)
-    return build(preset(name, **fields))
+    return build(preset(name, **fields), family=presets()[name][0])
 
 
 def adapt(model, **fields):
@@ -235,7 +236,8 @@ def adapt(model, **fields):
     another head, begins anew. Learned positions are stretched to a greater length."""
     from ..checkpoints import table
 
-    new = build(replace(model.config, **fields)).to(next(model.parameters()).dtype)
+    family = CLASSES[model.published].name if model.published else None
+    new = build(replace(model.config, **fields), family=family).to(next(model.parameters()).dtype)
     mine, theirs = table.parameters(new)[0], table.parameters(model)[0]
     with torch.no_grad():
         for name, value in mine.items():
@@ -249,27 +251,43 @@ def adapt(model, **fields):
 
 
 def build(cfg, published=None, family=None):
-    """A model of a config. published: the class whose layout it is saved in, found from the config where it can be."""
+    """A model of a config. published: the class in whose layout it is saved; without it that of `family` (a name) which says the config, or
+    where it is of no family, or its own cannot say it, of the one that can; where several can or none, it is saved in our own layout."""
     model = cfg.build()
-    model.published = published or _published_class(cfg)
+    model.published = published or published_class(cfg, family)
     model.origin = None
-    family = CLASSES.get(model.published)
-    if family is not None and family.arguments:
-        _rename_arguments(model, family.arguments)
+    spoken = CLASSES.get(model.published)
+    if spoken is not None and spoken.arguments:
+        model.register_forward_pre_hook(RenameArguments(spoken.arguments), with_kwargs=True)
     return model
 
 
-def _rename_arguments(model, names):
-    inner = model.forward
-    model.forward = lambda *args, **kwargs: inner(*args, **{names.get(k, k): v for k, v in kwargs.items()})
+@dataclasses.dataclass(frozen=True)
+class RenameArguments:
+    """A forward pre-hook: published names of arguments become ours. A hook goes with a copy of the model; a method put over `forward` would
+    run the original's weights."""
+
+    names: dict
+
+    def __call__(self, model, args, kwargs):
+        return args, {self.names.get(k, k): v for k, v in kwargs.items()}
 
 
-def _published_class(cfg):
-    for family in FAMILIES.values():
-        cls = family.class_of(cfg)
-        if cls and family.write(cfg, cls) is not None:
-            return cls
-    return None
+def published_class(cfg, family=None):
+    """The class in whose published layout a config is written: its own family's, else that of the only other family that can say it, else
+    None."""
+
+    def said(other):
+        cls = other.class_of(cfg)
+        try:
+            return cls if cls and other.write(cfg, cls) else None
+        except Unsayable:
+            return None
+
+    if family is not None and (own := said(FAMILIES[family])):
+        return own
+    found = [cls for other in FAMILIES.values() if other.name != family and (cls := said(other))]
+    return found[0] if len(found) == 1 else None
 
 
 @dataclasses.dataclass
@@ -371,10 +389,9 @@ def published_files(model):
     family = CLASSES.get(cls)
     if family is not None:
         raw = origin.raw if origin is not None and origin.cfg == cfg else family.write(cfg, cls)
-        if raw is not None:
-            dtype = next(p.dtype for p in model.parameters())
-            key = "torch_dtype" if "torch_dtype" in raw else "dtype"
-            return raw | {key: str(dtype).removeprefix("torch.")}, family.save(model, cls, origin.layout if origin else None)
+        dtype = next(p.dtype for p in model.parameters())
+        key = "torch_dtype" if "torch_dtype" in raw else "dtype"
+        return raw | {key: str(dtype).removeprefix("torch.")}, family.save(model, cls, origin.layout if origin else None)
     from ..checkpoints import table
 
     return own_config(cfg), dict(table.parameters(model)[0])
@@ -399,5 +416,5 @@ def save(model, folder, tokenizer=None):
 
 __all__ = [
     "CLASSES", "FAMILIES", "TOPOLOGIES", "Decoder", "DecoderModel", "Encoder", "EncoderDecoder", "EncoderDecoderModel",
-    "EncoderModel", "Output", "build", "create", "load", "preset", "presets", "replace", "save",
+    "EncoderModel", "Output", "Unsayable", "build", "create", "load", "preset", "presets", "published_class", "replace", "save",
 ]  # fmt: skip

@@ -6,14 +6,13 @@ import torch
 from torch import nn
 
 from ..core import Attention, Experts, Stack, Tokens, tokens
-from . import build
 from .loss import WHOLE
 
 
 def blank(cfg):
     """The model of a config on the meta device: shapes without memory."""
     with torch.device("meta"):
-        return build(cfg)
+        return cfg.build()
 
 
 BRANCHES = {"attn": "attention", "cross": "cross-attention", "look": "cross-attention", "ffn": "feed-forward", "think": "feed-forward",

@@ -37,6 +37,8 @@ def _counted(raw, cls):
 
 def _whole(raw, cfg):
     raw.pop("_position")
+    if cfg.pad is None:
+        raise ValueError("positions are counted from the padding id on; the model needs pad")
     return raw | {"max_position_embeddings": raw.pop("_length") + cfg.pad + 1}
 
 

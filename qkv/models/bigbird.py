@@ -1,10 +1,9 @@
 """BigBird (Zaheer et al., 2020): an encoder for long texts."""
 
 from ..checkpoints.config import Key
-from ..core.slots import parse
 from .bert import BERT, HEADS, LAYERS, both
 from .encoder import Encoder
-from .family import Family, activation_name
+from .family import Family, activation_name, arguments
 
 
 def _before(raw, cls):
@@ -20,11 +19,15 @@ def _before(raw, cls):
 
 
 def _after(raw, cfg):
-    name, _, given = parse(raw.pop("_kernel"))
-    raw |= {"use_bias": raw.pop("_biases") == "qkvo", "attention_type": "original_full" if name == "softmax" else "block_sparse"}
+    kernel = raw.pop("_kernel")
+    exact = kernel == "softmax"
+    raw |= {"use_bias": raw.pop("_biases") == "qkvo", "attention_type": "original_full" if exact else "block_sparse"}
     for key in ("_transform", "_classifier"):
         raw.pop(key)
-    return raw | ({"block_size": given["block"], "num_random_blocks": given["random"]} if given else {})
+    if exact:
+        return raw
+    block, random = arguments(kernel, "block", "random")
+    return raw | {"block_size": block, "num_random_blocks": random}
 
 
 _DEFAULTS = {"vocab_size": 50358, "max_position_embeddings": 4096, "hidden_act": "gelu_new"}

@@ -111,7 +111,7 @@ class SpeechEncoderModel(Stack):
         raw = self.through(x, Context(tokens(T, valid=valid, device=x.device)))
         out["hidden"] = hidden = self.norm(raw)
         if self.head is not None:
-            out |= {"logits": self.head(hidden), "hidden": raw}
+            out.update(logits=self.head(hidden), hidden=raw)
         return out
 
 

@@ -75,7 +75,7 @@ class DecoderModel(Stack):
         out = Output(hidden=hidden)
         if self.head is not None:
             facts = {"input_ids": input_ids, "plain": toks.plain, "labels": labels, "smoothing": smoothing, "at": at}
-            out |= self.head(hidden, facts | {"choices": choices, "place": place})
+            out.update(self.head(hidden, facts | {"choices": choices, "place": place}))
         if cache is not None:
             out["cache"] = cache
         return out.with_losses(losses)

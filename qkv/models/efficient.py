@@ -1,11 +1,10 @@
 """Published layouts of efficient Transformers: LinformerLM (package linformer) and PerformerLM (package performer-pytorch)."""
 
 from ..checkpoints.config import Key
-from ..core.slots import parse
 from .bert import both
 from .decoder import Decoder
 from .encoder import Encoder
-from .family import Family
+from .family import Family, arguments
 
 _LAYER = {"to_q": "attn.f.q", "to_k": "attn.f.k", "to_v": "attn.f.v", "to_out": "attn.f.o"}
 
@@ -18,8 +17,8 @@ def _linformer(raw, cls):
 
 
 def _linformer_back(raw, cfg):
-    given = parse(raw.pop("_kernel"))[2]
-    return raw | {"k": given["rank"], "share_kv": given["shared"], "one_kv_head": raw.pop("_kv") == 1}
+    rank, shared = arguments(raw.pop("_kernel"), "rank", "shared")
+    return raw | {"k": rank, "share_kv": shared, "one_kv_head": raw.pop("_kv") == 1}
 
 
 _L = "linformer.net.layers.{i}."
@@ -77,15 +76,15 @@ def _performer(raw, cls):
 
 
 def _performer_back(raw, cfg):
-    given = parse(raw.pop("_kernel"))[2]
-    act, biases = given["generalized"], raw.pop("_biases")
+    act, features, redraw = arguments(raw.pop("_kernel"), "generalized", "features", "redraw")
+    biases = raw.pop("_biases")
     hidden = raw.pop("_hidden") or 4 * cfg.dim
     if hidden % cfg.dim:
         raise ValueError("ff_mult is a whole number")
     raw.pop("_bias")
     return raw | {
-        "rotary_position_emb": raw.pop("_position") != "learned" and raw.pop("_input", None) is not None, "nb_features": given["features"],
-        "generalized_attention": act is not None, "kernel_fn": act or "relu", "feature_redraw_interval": given["redraw"],
+        "rotary_position_emb": raw.pop("_position") != "learned" and raw.pop("_input", None) is not None, "nb_features": features,
+        "generalized_attention": act is not None, "kernel_fn": act or "relu", "feature_redraw_interval": redraw,
         "qkv_bias": "q" in biases, "attn_out_bias": "o" in biases, "ff_mult": hidden // cfg.dim, "causal": isinstance(cfg, Decoder),
     }  # fmt: skip
 

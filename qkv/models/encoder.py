@@ -131,7 +131,7 @@ class EncoderModel(Stack):
         if self.pool is not None:
             out["pooled"] = facts["pooled"] = torch.tanh(self.pool(facts["whole"]))
         if self.head is not None:
-            out |= self.head(hidden, facts)
+            out.update(self.head(hidden, facts))
         return out.with_losses(losses)
 
 

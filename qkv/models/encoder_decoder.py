@@ -92,7 +92,7 @@ class EncoderDecoderModel(nn.Module):
             raise ValueError("give either input_ids or inputs_embeds, the text to read")
         number, last, toks = locate(self.config, input_ids, inputs_embeds, attention_mask, None, vocab=self.config.vocab)
         x = inputs_embeds if not self.config.embedded else self.encoder_embed(input_ids, number, None, inputs_embeds, last)
-        return self.encoder.run(x, Context(toks, losses=[] if losses is None else losses)), toks
+        return self.encoder(x, Context(toks, losses=[] if losses is None else losses)), toks
 
     def shifted(self, ids_BT):
         """The text behind the start token: what the decoder reads where it is given nothing else (BART, 2020, section 3)."""
@@ -135,13 +135,13 @@ class EncoderDecoderModel(nn.Module):
             vocab=cfg.target_vocab or cfg.vocab,
         )
         x = decoder_inputs_embeds if not cfg.embedded else self.decoder_embed(decoder_input_ids, number, None, decoder_inputs_embeds, last)
-        hidden = self.decoder.run(x, Context(toks, memory, memory_tokens, cache, losses=losses))
+        hidden = self.decoder(x, Context(toks, memory, memory_tokens, cache, losses=losses))
         out = Output(hidden=hidden, encoder_hidden=memory)
         if self.head is not None:
             facts = {"labels": labels, "smoothing": smoothing, "at": at}
             if cfg.output == "sequence":
                 facts["place"] = self.ends(input_ids)
-            out |= self.head(hidden, facts)
+            out.update(self.head(hidden, facts))
         if cache is not None:
             out["cache"] = cache
         return out.with_losses(losses)

@@ -33,6 +33,19 @@ def inside(text):
     return str(args[0] if args else kwargs["act"])
 
 
+def arguments(text, *names):
+    """[value] of the arguments of those names that a slot's text writes out. Raises ValueError where one is not written."""
+    _, _, given = parse(text if isinstance(text, str) else "")
+    for name in names:
+        if name not in given:
+            raise ValueError(f"{text!r} does not say {name}")
+    return [given[n] for n in names]
+
+
+class Unsayable(ValueError):
+    """A config that a family's published keys have no words for; the message says why."""
+
+
 @dataclass(frozen=True)
 class Family:
     """name: the published model_type. config: our dataclass. keys: published keys. classes: {published class: fields it fixes};
@@ -91,7 +104,7 @@ class Family:
         return config(**{k: v for k, v in (fields | fixed).items() if k in names})
 
     def write(self, cfg, cls):
-        """Our config as a published one, or None where the family has no way to say it."""
+        """Our config as a published one. Raises Unsayable where the family's keys have no words for it."""
         have = {f.name for f in dataclasses.fields(cfg)}
         try:
             raw = {k.theirs: k.save(getattr(cfg, k.ours)) for k in self.keys if k.ours in have}
@@ -100,10 +113,14 @@ class Family:
                 raw["id2label"], raw["label2id"] = {str(i): n for i, n in enumerate(names)}, {n: i for i, n in enumerate(names)}
             raw = self.after(raw, cfg) | {"architectures": [cls], "model_type": self.name}
             same = self.read(raw, cls)
-        except (ValueError, IndexError, KeyError, TypeError, AttributeError):  # a slot that this family cannot name
-            return None
-        ignore = {"init", "init_std"}
-        return raw if all(getattr(same, n) == getattr(cfg, n, None) for n in have - ignore) and type(same) is type(cfg) else None
+        except ValueError as e:
+            raise Unsayable(f"{self.name}: {e}") from e
+        if type(same) is not type(cfg):
+            raise Unsayable(f"{self.name}: {cls} is of {type(same).__name__}, not of {type(cfg).__name__}")
+        lost = sorted(n for n in have - {"init", "init_std"} if getattr(same, n) != getattr(cfg, n))
+        if lost:
+            raise Unsayable(f"{self.name}: it has no key for " + ", ".join(f"{n}={getattr(cfg, n)!r}" for n in lost))
+        return raw
 
     def class_of(self, cfg):
         """The published class that a config of ours would be."""

@@ -306,8 +306,10 @@ class SeeingDecoderModel(nn.Module):
         memory, seen = remembered(media)
         losses = []
         hidden = words.run(x, Context(toks, memory, seen, cache, losses=losses))
-        out = Output(hidden=hidden) | words.head(hidden, {"labels": labels, "smoothing": smoothing, "at": at})
-        out = Output(out, cache=cache) if cache is not None else Output(out)
+        out = Output(hidden=hidden)
+        out.update(words.head(hidden, {"labels": labels, "smoothing": smoothing, "at": at}))
+        if cache is not None:
+            out["cache"] = cache
         return out.with_losses(losses)
 
 

@@ -207,8 +207,8 @@ GPTNEO = Family(
 
 
 def _bio_written(raw, cfg):
-    ffn = parse(raw.pop("_ffn"))
-    return raw | {"hidden_act": str(ffn[1][0]), "activation_dropout": ffn[2].get("dropout", 0.0)}
+    ffn = raw.pop("_ffn")
+    return raw | {"hidden_act": inside(ffn), "activation_dropout": parse(ffn)[2].get("dropout", 0.0)}
 
 
 BIOGPT = Family(

@@ -6,8 +6,9 @@ Dims: B batch, T tokens, D model, V vocabulary, N labels.
 import torch
 from torch import nn
 
+from ..core import plain
 from ..core.layers import Dropout, LayerNorm, activation
-from .loss import token_loss
+from .loss import loss_of_scores, token_loss
 
 
 def at_place(hidden_BTD, place_B):
@@ -55,11 +56,21 @@ class LanguageHead(nn.Module):
         x = self.transformed(hidden_BTD, (facts or {}).get("at"))
         labels = (facts or {}).get("labels")
         if labels is not None:
-            loss, plain, hits = token_loss(x.flatten(0, -2), self.out.weight[: self.vocab], self.bias, labels, facts["smoothing"])
-            return {"loss": loss, "plain": plain, "hits": hits}
+            loss, exact, hits = self.loss(x.flatten(0, -2), labels, facts["smoothing"])
+            return {"loss": loss, "plain": exact, "hits": hits}
+        return {"logits": self.scores(x)}
+
+    def scores(self, x_ND):
+        """(..., V) of transformed states."""
         whole = len(self.out.weight) == self.vocab
-        logits = self.out(x) if whole else nn.functional.linear(x, self.out.weight[: self.vocab], self.out.bias)
-        return {"logits": logits + self.steady if hasattr(self, "steady") else logits}
+        logits = self.out(x_ND) if whole else torch.func.functional_call(self.out, {"weight": self.out.weight[: self.vocab]}, x_ND)
+        return logits + self.steady if hasattr(self, "steady") else logits
+
+    def loss(self, x_ND, labels_N, smoothing=0.0):
+        """`token_loss` of transformed states, without ever forming all scores where nobody looks at them."""
+        if plain(self.out):
+            return token_loss(x_ND, self.out.weight[: self.vocab], self.bias, labels_N, smoothing)
+        return loss_of_scores(self.scores(x_ND), labels_N, smoothing)
 
 
 class ItemHead(LanguageHead):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import POSITIONS, Context, Stack, build, tokens
+from ..core import POSITIONS, Context, FeedForward, GatedFeedForward, Softmax, Stack, build, tokens, watched
 from ..core.layers import Dropout
 from .shape import Output, Shape, initialise, make_blocks, make_norm, one_of
 
@@ -160,22 +160,23 @@ class ImageEncoderModel(Stack):
         if cfg.patch > H or cfg.patch > W:
             raise ValueError(f"the image is {H} x {W}, smaller than a patch of {cfg.patch} x {cfg.patch}")
 
-    @property
     def narrow(self):
-        """Can the last block do with the class token alone?"""
-        parts = {"attn", "ffn"}
-        plain = all(set(dict(b.named_children())) == parts and hasattr(b.attn.f.kernel, "weights") for b in self.blocks)
-        return self.config.pooling == "first" and self.shared is None and plain and self.config.output != "hidden"
+        """Can the last block do with the class token alone? Not where somebody looks at what it says of the others."""
+        last = self.blocks[self.order[-1]]
+        if self.config.order == "parallel" or self.shared is not None or type(last.attn.f.kernel) is not Softmax:
+            return False
+        alone = type(last.ffn.f) in (FeedForward, GatedFeedForward)  # what it says of a token goes by that token
+        return alone and self.config.pooling == "first" and self.config.output != "hidden" and not any(map(watched, last.modules()))
 
     def forward(self, pixel_values, *, interpolate_pos_encoding=False, keep=None, whole=True):
         """pixel_values (B, C, H, W); keep (B, K): numbers of the patches that are read, all by default. whole=False: the last block is worked out for the
         class token alone, where nothing else is read (`narrow`): the same head, and hidden (B, 1, D).
-        Returns hidden (B, T, D), with a head before the last norm, pooled (B, D) with a pooler, logits (B, labels) or image_embeds (B, projection)."""
+        Returns hidden (B, T, D), with a head before the last norm, before_norm (B, T, D), pooled (B, D) with a pooler, logits (B, labels) or image_embeds (B, projection)."""
         self.check(pixel_values, interpolate_pos_encoding)
         x = self.embed(pixel_values, keep)
-        raw = self.through(x, Context(tokens(x.shape[1], device=x.device)), None if whole or not self.narrow else 1)
+        raw = self.through(x, Context(tokens(x.shape[1], device=x.device)), class_token if not whole and self.narrow() else None)
         hidden = self.norm(raw)
-        out = Output(hidden=hidden if self.config.output == "hidden" else raw)
+        out = Output(hidden=hidden if self.config.output == "hidden" else raw, before_norm=raw)
         whole = hidden[:, 0] if self.config.pooling == "first" else hidden[:, int(self.config.class_token) :].mean(1)
         if self.last is not None:
             whole = out["pooled"] = self.last(whole)
@@ -184,6 +185,12 @@ class ImageEncoderModel(Stack):
         if self.head is not None:
             out["logits" if self.config.output == "sequence" else "image_embeds"] = self.head(whole)
         return out
+
+
+def class_token(block, x_BTD, ctx):
+    """(B, 1, D): a block's output at the class token alone, which is all that a classifier reads of the last one."""
+    first = block.attn.f.first(block.attn.pre(x_BTD), ctx, 1)
+    return block.ffn(block.attn.add(x_BTD[:, :1], first), ctx)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,13 +238,10 @@ class MaskedAutoencoderModel(nn.Module):
         order = noise.argsort(1)
         kept = order[:, : int(N * (1 - cfg.rate))]
         mask = torch.ones(B, N, device=noise.device, dtype=pixel_values.dtype).scatter(1, kept, 0.0)
-        self.encoder.check(pixel_values, interpolate_pos_encoding)
-        x = self.encoder.embed(pixel_values, kept)
-        raw = self.encoder.through(x, Context(tokens(x.shape[1], device=x.device)))
-        hidden = self.encoder.norm(raw)
-        out = Output(hidden=hidden if self.decoder is None else raw, mask=mask)
+        seen = self.encoder(pixel_values, keep=kept, interpolate_pos_encoding=interpolate_pos_encoding)
+        out = Output(hidden=seen["hidden" if self.decoder is None else "before_norm"], mask=mask)
         if self.decoder is not None:
-            out["logits"] = self.decoder(hidden, order.argsort(1))
+            out["logits"] = self.decoder(seen["hidden"], order.argsort(1))
             wrong = (out["logits"] - self.target(pixel_values)).square().mean(-1)
             out["loss"] = (wrong * mask).sum() / mask.sum()
         return out

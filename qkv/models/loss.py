@@ -18,11 +18,12 @@ def token_loss(x_ND, weight_VD, bias_V, labels_N, smoothing=0.0):
     two are detached. Few scores are formed as they are; many in pieces whose gradients are worked out at once (no score is computed twice).
     """
     if x_ND.shape[0] * weight_VD.shape[0] <= WHOLE:
-        return _plain(F.linear(x_ND, weight_VD, bias_V), labels_N, smoothing)
+        return loss_of_scores(F.linear(x_ND, weight_VD, bias_V), labels_N, smoothing)
     return _in_pieces(x_ND, weight_VD, bias_V, labels_N, smoothing)
 
 
-def _plain(logits_NV, labels_N, smoothing):
+def loss_of_scores(logits_NV, labels_N, smoothing=0.0):
+    """What `token_loss` returns, of scores that are there."""
     logits = logits_NV.float() if logits_NV.dtype in (torch.bfloat16, torch.float16) else logits_NV
     hits = ((logits.detach().argmax(-1) == labels_N) & (labels_N != IGNORE)).sum() if not torch.is_grad_enabled() else None
     if not smoothing:

@@ -321,7 +321,7 @@ class RecurrentEncoderDecoderModel(nn.Module):
         hidden = self.drop(self.readout(said).unflatten(-1, (-1, 2)).amax(-1))
         out = Output(hidden=hidden, encoder_hidden=memory)
         if self.head is not None:
-            out |= self.head(hidden, {"labels": labels, "smoothing": smoothing, "at": at})
+            out.update(self.head(hidden, {"labels": labels, "smoothing": smoothing, "at": at}))
         if cache is not None:
             out["cache"] = cache
         return out

@@ -242,7 +242,7 @@ class SeriesEncoderDecoderModel(nn.Module):
             meant, kind, _ = DISTRIBUTIONS[cfg.output]
             params = meant(*(h(hidden) for h in self.heads))
             params = [p.squeeze(-1) for p in params] if cfg.values == 1 else params
-            out |= {f"params_{i}": p for i, p in enumerate(params)}
+            out.update({f"params_{i}": p for i, p in enumerate(params)})
             out["loss"] = -self.distribution(params, loc, scale).log_prob(future_values).mean()
         return out
 

@@ -5,6 +5,7 @@ layer (pattern, kernel, ffn) also take a list, which is repeated down the stack.
 """
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -32,6 +33,7 @@ from ..core.slots import parse
 from ..words import nearest
 
 Slot = str | tuple[str, ...]
+hints = functools.cache(typing.get_type_hints)  # read once a class: they are asked for with every config
 ORDERS = ("pre", "post", "out", "parallel")
 
 
@@ -84,8 +86,9 @@ class Shape:
     start: int | None = None
 
     def __post_init__(self):
+        kinds = hints(type(self))
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, coerce(f.name, getattr(self, f.name), typing.get_type_hints(type(self))[f.name]))
+            object.__setattr__(self, f.name, coerce(f.name, getattr(self, f.name), kinds[f.name]))
         for name in ("vocab", "dim", "layers", "heads", "length", "hidden", "kv_heads", "head_dim", "embed_dim", "labels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -340,7 +343,9 @@ class Output(dict):
 
     def with_losses(self, losses):
         """The same with `auxiliary`, the sum of what parts left behind to be made small, where they did."""
-        return self if not losses else Output(self, auxiliary=sum(losses))
+        if losses:
+            self["auxiliary"] = sum(losses)
+        return self
 
     def __getattr__(self, name):
         try:

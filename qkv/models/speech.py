@@ -80,4 +80,4 @@ class SpeechEncoderDecoderModel(EncoderDecoderModel):
             )
         toks = tokens(T, device=input_features.device)
         x = self.encoder_embed(input_features.mT, toks.position)
-        return self.encoder.run(x, Context(toks, losses=[] if losses is None else losses)), toks
+        return self.encoder(x, Context(toks, losses=[] if losses is None else losses)), toks

@@ -1,11 +1,10 @@
 """T5 1.0 and 1.1 (Raffel et al., 2020): relative position buckets, RMS norms, no biases."""
 
 from ..checkpoints.config import Key
-from ..core.slots import parse
 from .bert import both
 from .encoder import Encoder
 from .encoder_decoder import EncoderDecoder
-from .family import SPECIAL, Family, activation_name, inside
+from .family import SPECIAL, Family, activation_name, arguments, inside
 
 
 def _side(theirs, ours, n, cross, gated):
@@ -70,10 +69,11 @@ def _before(raw, cls):
 
 
 def _after(raw, cfg):
-    ffn, position = raw.pop("_ffn"), parse(raw.pop("_position"))[2]
-    gated, act = ffn.startswith("gated"), inside(ffn)
+    ffn, (buckets, far) = raw.pop("_ffn"), arguments(raw.pop("_position"), "buckets", "far")
+    act = inside(ffn)
+    gated = ffn.startswith("gated")
     raw["feed_forward_proj"] = ("gated-" if gated else "") + ("gelu" if gated and act == "gelu_new" else act)
-    raw |= {"relative_attention_num_buckets": position["buckets"], "relative_attention_max_distance": position["far"]}
+    raw |= {"relative_attention_num_buckets": buckets, "relative_attention_max_distance": far}
     scaled = raw.pop("_scaled", False)
     if scaled != raw["tie_word_embeddings"] and isinstance(cfg, EncoderDecoder):
         raw["scale_decoder_outputs"] = scaled

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..core import Attention, Causal, FeedForward, Full, GatedFeedForward, Parallel, Residual, Sliding, Softmax
+from ..core import Attention, Causal, FeedForward, Full, GatedFeedForward, Parallel, Residual, Sliding, Softmax, watched
 from ..core.layers import ACTIVATIONS, LayerNorm, RMSNorm
 from ..core.positions import ALiBi, NoPosition, RoPE, T5Bias
 from ..models.heads import LanguageHead
@@ -126,8 +126,8 @@ class _Writer:
     def linear(self, layers, source, out, act=None, add=False, scale=1.0, bias=None):
         """out (+)= act(scale * source W' + b); several layers stand side by side."""
         for m in layers:
-            if type(m) is not nn.Linear or m._forward_hooks or m._forward_pre_hooks:
-                raise CannotLower(f"{type(m).__name__} in place of a linear layer, or a hook on it")
+            if type(m) is not nn.Linear:
+                raise CannotLower(f"{type(m).__name__} in place of a linear layer")
         own = bias is not None
         if bias is None and any(m.bias is not None for m in layers):
             bias = torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in layers])
@@ -194,8 +194,8 @@ class _Writer:
             raise CannotLower(f"the sublayer {type(f).__name__}")
 
     def attention(self, a, source, out, add, bias, causal):
-        if type(a.kernel) is not Softmax or a.kernel.weights._forward_hooks:
-            raise CannotLower(f"the kernel {type(a.kernel).__name__}, or a hook on its weights")
+        if type(a.kernel) is not Softmax or type(a.kernel.weights) is not nn.Identity:
+            raise CannotLower(f"the kernel {type(a.kernel).__name__}, or something in place of its weights")
         if not isinstance(a.q_norm, nn.Identity):
             raise CannotLower("norms of queries and keys")
         H, G, C = a.heads, a.kv_heads, a.head_dim
@@ -366,8 +366,8 @@ def lower(model, packing, reach, threads=None, short=False):
     Raises CannotLower naming the part that the kernels do not know, and NoLibrary where they cannot be built.
     """
     lib = library.short() if short else library.load()
-    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
-        raise CannotLower("a hook on a module")
+    if any(map(watched, model.modules())):
+        raise CannotLower("a hook on a module, or a forward of its own")
     with torch.no_grad():
         return _lower(model, packing, reach, lib, library.Team(threads or torch.get_num_threads(), lib))
 

@@ -12,7 +12,7 @@ from ..core.layers import LayerNorm
 from ..data.batches import Batch, padded
 from ..data.batches import rng as keyed
 from ..models.encoder import Encoder
-from ..models.loss import IGNORE, token_loss
+from ..models.loss import IGNORE
 from . import noise
 from .base import Loss, Objective
 
@@ -160,8 +160,7 @@ class Masked(Objective):
         stop = stop.flip(1).cummin(1)[0].flip(1).flatten()[at]
         left, right = hidden[row, (start - 1).clamp(min=0)], hidden[row, (stop + 1).clamp(max=T - 1)]
         states = self.module(left, right, index - start)
-        head = model.head
-        more, _, _ = token_loss(states, head.out.weight, head.bias, labels, 0.0)
+        more, _, _ = model.head.loss(states, labels)
         return out | {"loss": out["loss"] + more}
 
 

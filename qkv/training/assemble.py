@@ -66,7 +66,7 @@ def assemble(r, weights=None, before=None):
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task, t.seed) if task else data_of.open_corpus(d)
     carried = lambda cfg: {} if task is None else carries(task, cfg, corpus, asked)  # fields that the task asks of a model
-    parts = models.parts_of(cfg) if weights is None else ()
+    parts, family = models.parts_of(cfg) if weights is None else (), models.presets()[r.model["preset"]][0]
     begun = weights or (folder.weights(t.init) if t.init and not parts else None)
     torch.manual_seed(t.seed)
     tokenizer_of = tokenizers.load if has_words else lambda where: tokenizers.NoTokens()
@@ -74,11 +74,11 @@ def assemble(r, weights=None, before=None):
         tokenizer, model = together(cfg, parts, t.init)
         cfg = model.config
     elif begun is None and not has_words:
-        tokenizer, model = tokenizer_of(None), models.build(models.replace(cfg, **carried(cfg)))
+        tokenizer, model = tokenizer_of(None), models.build(models.replace(cfg, **carried(cfg)), family=family)
         cfg = model.config
     elif begun is None:
         tokenizer, cfg = fresh(r, models.replace(cfg, **carried(cfg)), fields, corpus)
-        model = models.build(cfg)
+        model = models.build(cfg, family=family)
     else:
         tokenizer, model = tokenizer_of(begun), models.load(begun)
         check_vocabulary(tokenizer, model.config, begun)
