@@ -1,0 +1,337 @@
+"""What torch promises of a module holds for every model, and every fast path equals the plain one.
+
+The plain one is reached from outside: a hook on all modules (torch's own) must make every shortcut step aside.
+"""
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from topologies import EXAMPLES, answer, example, small
+
+import qkv
+from qkv import models
+from qkv.core import FEED_FORWARDS, KERNELS, POSITIONS, Attention
+from qkv.models.shape import ORDERS
+
+PRESETS = pytest.mark.parametrize("name", small())
+UNCALLED = {  # modules that a forward pass rightly leaves out, and why
+    "ffn.f.experts.": "an expert to which no token was sent",
+    "judges": "only the losses of drawing ask them",
+    "matcher": "only the losses of drawing ask it",
+    "embed.token": "a decoder of trajectories reads vectors; published files hold the table",
+    "spare": "published files hold it, nothing reads it",
+    "cross": "run token by token from its parts, as what to look at depends on the state before",
+    "words": "its stack is run with the pictures as memory",
+}
+
+
+class Watcher:
+    """A hook on every module there is."""
+
+    def __enter__(self):
+        self.called = []
+        self.handle = register_module_forward_hook(lambda module, given, out: self.called.append(module))
+        return self
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+def made(name, training=False, **fields):
+    """A preset in float64 with every weight moved, so that nothing stands at 0 or 1."""
+    torch.manual_seed(1)
+    model = qkv.create(name, **fields).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.05 * torch.randn_like(p))
+    return model.train(training)
+
+
+def gradients(model, given, only=()):
+    """{parameter: gradient} of a fixed mixture of what the model says."""
+    model.zero_grad()
+    out = {k: v for k, v in answer(model, given).items() if not only or k in only}
+    total = sum((v * torch.linspace(-1, 1, v.numel(), dtype=v.dtype).view_as(v)).sum() for v in out.values() if v.requires_grad)
+    total.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def compare(fast, slow, tolerance=1e-9):
+    assert set(fast) == set(slow)
+    for name in fast:
+        say = lambda m, n=name: f"{n}: {m}"
+        torch.testing.assert_close(fast[name], slow[name], rtol=tolerance, atol=tolerance, equal_nan=True, msg=say)
+
+
+def both_ways(model, given, only=(), tolerance=1e-9):
+    """Values, and in training gradients, the fast way and with everything watched. only: names of what is compared, by default all."""
+    keep = lambda out: {k: v for k, v in out.items() if not only or k in only}
+    fast = answer(model, given)
+    with Watcher() as seen:
+        slow = answer(model, given)
+    assert len(seen.called) > 1
+    compare(keep(fast), keep(slow), tolerance)
+    if model.training:
+        fast = gradients(model, given, only)
+        with Watcher():
+            slow = gradients(model, given, only)
+        compare(fast, slow, tolerance)
+
+
+def test_every_topology_has_an_example():
+    assert set(EXAMPLES) == set(models.TOPOLOGIES)
+    assert len(small()) >= 40
+
+
+@PRESETS
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_fast_paths_equal_the_plain_way(name, training):
+    model = made(name, training)
+    both_ways(model, example(model))
+
+
+@PRESETS
+def test_every_module_is_called(name):
+    """A hook that somebody puts on a part sees what goes through it."""
+    model = made(name)
+    with Watcher() as seen:
+        answer(model, example(model))
+    called = set(map(id, seen.called))
+    silent = [
+        n
+        for n, m in model.named_modules()
+        if id(m) not in called and type(m).forward is not nn.Module.forward and not any(why in n for why in UNCALLED)
+    ]
+    assert not silent
+
+
+def slots():
+    """Every position, kernel, feed-forward and order in a decoder, an encoder, an encoder-decoder and an encoder of images."""
+    bases = ("gpt-nano", "bert-nano", "transformer-nano", "vit-nano")
+    needs = {
+        "sinusoid2d": "sinusoid2d(width=8)",
+        "rope2d": "rope2d(width=8)",
+        "linformer": "linformer(rank=4)",
+        "bigbird": "bigbird(block=4)",
+    }
+    axes = {"position": POSITIONS, "kernel": KERNELS, "ffn": FEED_FORWARDS, "order": ORDERS}
+    for base, (slot, values) in itertools.product(bases, axes.items()):
+        for value in values:
+            yield base, slot, value if base == "vit-nano" else needs.get(value, value)
+
+
+@pytest.mark.parametrize(("base", "slot", "value"), slots())
+def test_every_part_in_every_slot_by_every_path(base, slot, value):
+    try:
+        model = made(base, True, **{slot: value})
+    except ValueError as refused:
+        assert slot in str(refused) or value.partition("(")[0] in str(refused).lower()
+        return
+    given = example(model)
+    for more in [{}, {"whole": False}] if base == "vit-nano" else [{}]:
+        try:
+            both_ways(model, given | more, only=("logits",) if more else ())
+        except ValueError as refused:  # a length that a kernel is not made for
+            assert value.partition("(")[0] in str(refused).lower()
+            return
+    if base == "vit-nano":
+        a, b = answer(model, given | {"whole": False}), answer(model, given)
+        torch.testing.assert_close(a["logits"], b["logits"], rtol=1e-9, atol=1e-9)
+
+
+def test_the_narrow_last_block_is_taken():
+    """So that the comparison above compares something."""
+    model = made("vit-nano", True)
+    given = example(model)
+    assert answer(model, given | {"whole": False})["hidden"].shape[1] == 1
+    with Watcher():
+        assert answer(model, given | {"whole": False})["hidden"].shape[1] > 1
+
+
+@PRESETS
+def test_a_copy_is_on_its_own(name):
+    model = made(name)
+    given, before = example(model), None
+    before = answer(model, given)
+    twin = copy.deepcopy(model)
+    compare(before, answer(twin, given), 0)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    compare(before, answer(model, given), 0)
+    empty = answer(twin, given)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    compare(empty, answer(twin, given), 0)
+
+
+SPOKEN = {  # small configs of the families whose arguments have published names
+    "torch-transformer": {"d_model": 16, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 20},
+    "wav2vec2-conformer": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20, "conv_dim": [8, 8],
+                           "conv_stride": [5, 2], "conv_kernel": [10, 3], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4,
+                           "num_conv_pos_embedding_groups": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", sorted({f.name for f in models.CLASSES.values() if f.arguments}))
+def test_a_copy_with_published_arguments_is_on_its_own(family):
+    cls = next(c for c, f in models.CLASSES.items() if f.name == family)
+    model = qkv.create(cls, **SPOKEN[family]).double().eval()
+    back = {ours: theirs for theirs, ours in models.FAMILIES[family].arguments.items()}
+    given = {back.get(k, k): v for k, v in example(model).items()}
+    assert set(given) & set(models.FAMILIES[family].arguments)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.zero_()
+    for name, value in answer(twin, given).items():
+        assert value.abs().max() == 0, name
+    assert any(v.abs().max() > 0 for v in answer(model, given).values())
+
+
+@PRESETS
+def test_functional_calls_and_pickled_states(name):
+    model, other = made(name), made(name)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.1)
+    given = example(model)
+    wanted = answer(other, given)
+    torch.manual_seed(7)
+    out = torch.func.functional_call(model, dict(other.named_parameters()) | dict(other.named_buffers()), kwargs=given)
+    compare({k: out[k] for k in wanted}, wanted, 0)
+    model.load_state_dict(pickle.loads(pickle.dumps(other.state_dict())))
+    compare(answer(model, given), wanted, 0)
+
+
+def attention_of(model):
+    return next(m for m in model.modules() if isinstance(m, Attention))
+
+
+@pytest.mark.parametrize("name", ["gpt-nano", "bert-nano", "t5-nano", "vit-nano", "linformer-nano", "performer-nano"])
+@pytest.mark.parametrize("kind", ["forward", "pre", "backward", "backward_pre", "put over"])
+@pytest.mark.parametrize("part", ["q", "k", "v", "o"])
+def test_whoever_looks_at_a_projection_is_called(name, kind, part):
+    model, seen = made(name, True), []
+    layer = getattr(attention_of(model), part)
+    if kind == "forward":
+        layer.register_forward_hook(lambda *_: seen.append(1))
+    elif kind == "pre":
+        layer.register_forward_pre_hook(lambda *_: seen.append(1))
+    elif kind == "backward":
+        layer.register_full_backward_hook(lambda *_: seen.append(1))
+    elif kind == "backward_pre":
+        layer.register_full_backward_pre_hook(lambda *_: seen.append(1))
+    else:
+        inner = layer.forward
+        layer.forward = lambda x: (seen.append(1), inner(x))[1]
+    gradients(model, example(model))
+    assert seen
+
+
+@pytest.mark.parametrize("name", ["gpt-nano", "bert-nano", "t5-nano", "vit-nano"])
+def test_what_is_put_in_place_of_weights_acts(name):
+    """Replacing a part, not only hooking it, changes what the model says."""
+    model = made(name)
+    given = example(model)
+    before = answer(model, given)["logits"]
+    attention_of(model).kernel.weights = nn.Threshold(0.2, 0.0)
+    assert (answer(model, given)["logits"] - before).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["gpt-nano", "bert-nano", "t5-nano", "lstm-nano", "bahdanau-nano", "bert4rec-nano"])
+def test_the_head_is_called_where_its_loss_is_asked_for(name):
+    model, seen = made(name), []
+    given = example(model)
+    scores = model(**given)["logits"]
+    labels = torch.randint(3, 40, scores.shape[:-1]).flatten()
+    wanted = nn.functional.cross_entropy(scores.flatten(0, -2), labels, reduction="sum")
+    torch.testing.assert_close(model(**given, labels=labels)["loss"], wanted, rtol=1e-9, atol=1e-9)
+    handle = model.head.out.register_forward_hook(lambda m, i, out: (seen.append(1), 2 * out)[1])
+    doubled = model(**given, labels=labels)["loss"]
+    assert seen
+    handle.remove()
+    bias = getattr(model.head, "steady", None)
+    logits = 2 * scores if bias is None else 2 * (scores - bias) + bias
+    wanted = nn.functional.cross_entropy(logits.flatten(0, -2), labels, reduction="sum")
+    torch.testing.assert_close(doubled, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_router_is_called():
+    model, seen = made("switch-nano", True), []
+    router = next(m for n, m in model.named_modules() if n.endswith("router"))
+    router.register_forward_hook(lambda *_: seen.append(1))
+    answer(model, example(model))
+    assert seen
+
+
+COMPILED = ("gpt-nano", "bert-nano", "t5-nano")
+
+
+@pytest.mark.parametrize("name", [n if n in COMPILED else pytest.param(n, marks=pytest.mark.slow) for n in small()])
+def test_compiled_models_say_the_same(name):
+    """Traced by dynamo, run eagerly: what the compiler makes of it is torch's business, that it can be traced is ours."""
+    torch._dynamo.reset()
+    model = made(name)
+    given = example(model)
+    wanted = answer(model, given)
+    torch.manual_seed(7)
+    out = torch.compile(model, backend="eager")(**given)
+    compare({k: getattr(out, k) for k in wanted}, wanted)
+
+
+def test_cross_attention_has_no_common_positions():
+    for name, scheme in POSITIONS.items():
+        if name == "none":
+            continue
+        with pytest.raises(ValueError, match="no common positions"):
+            Attention(8, 2, cross=True, position=scheme.__new__(scheme))
+
+
+def test_a_model_knows_its_family():
+    """A preset is saved in the layout of the family that it was made by, whoever else could write it."""
+    several = 0
+    for name, (family, _) in models.presets().items():
+        cfg = models.preset(name)
+        cls = models.published_class(cfg, family)
+        assert family is None or models.CLASSES[cls].name == family, name
+        several += family is not None and models.published_class(cfg) is None
+    assert several >= 20  # they can be written by two, and without their family they are ours
+
+
+def test_another_family_that_can_say_the_same_changes_nothing(monkeypatch):
+    import dataclasses
+
+    theirs = models.FAMILIES["gpt2"]
+    classes = {"EchoLMHeadModel": theirs.classes["GPT2LMHeadModel"]}
+    echo = dataclasses.replace(theirs, name="echo", classes=classes, presets={"echo-nano": theirs.presets["gpt-nano"]})
+    for order in ({"echo": echo, **models.FAMILIES}, {**models.FAMILIES, "echo": echo}):
+        monkeypatch.setattr(models, "FAMILIES", order)
+        monkeypatch.setitem(models.CLASSES, "EchoLMHeadModel", echo)
+        assert qkv.create("gpt-nano").published == "GPT2LMHeadModel"
+        assert qkv.create("echo-nano").published == "EchoLMHeadModel"
+        assert models.adapt(qkv.create("echo-nano"), layers=1).published == "EchoLMHeadModel"
+        assert models.build(models.preset("gpt-nano")).published is None
+
+
+def test_what_a_family_cannot_say_is_named_and_a_fault_of_its_own_is_not_hidden(monkeypatch):
+    import dataclasses
+
+    gpt2 = models.FAMILIES["gpt2"]
+    with pytest.raises(models.Unsayable, match="position='alibi'"):
+        gpt2.write(models.preset("gpt-nano", position="alibi"), "GPT2LMHeadModel")
+    for fault in (KeyError, TypeError, AttributeError, IndexError):
+
+        def broken(raw, cfg, fault=fault):
+            raise fault("a mistake in the family's code")
+
+        monkeypatch.setitem(models.FAMILIES, "gpt2", dataclasses.replace(gpt2, after=broken))
+        with pytest.raises(fault):
+            models.published_class(models.preset("gpt-nano"), "gpt2")
