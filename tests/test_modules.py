@@ -9,9 +9,9 @@ import pickle
 
 import pytest
 import torch
+from topologies import EXAMPLES, answer, example, small
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
-from topologies import EXAMPLES, answer, example, small
 
 import qkv
 from qkv import models

@@ -120,7 +120,7 @@ class Show:
             print(f"note: {text}", flush=True)
 
     def view(self):
-        from ..evaluation.loss import described
+        from ..evaluation.loss import figures
 
         width = max(30, min(self.console.width, 110) - 6)
         left = ""
@@ -136,12 +136,9 @@ class Show:
         if self.held:
             _, h = self.held[-1]
             bits = f"  ({h['bits_per_byte']:.2f} bits a byte)" if h.get("bits_per_byte") else ""
-            grid.add_row(
-                "held out",
-                f"[bold green]{h['loss']:.3f}[/bold green] from {self.held[0][1]['loss']:.3f}",
-                described(h).partition(" ")[0],
-                f"{described(h).partition(',')[0].partition(' ')[2]}{bits}",
-            )
+            name, words = next(iter(figures(h)), ("", ""))
+            loss = f"[bold green]{h['loss']:.3f}[/bold green] from {self.held[0][1]['loss']:.3f}"
+            grid.add_row("held out", loss, name, f"{words}{bits}")
         parts = [
             bar,
             grid,

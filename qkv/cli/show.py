@@ -113,11 +113,17 @@ def run(words, verb):
 
 
 def branch(tree, model):
-    """Adds a model's parts; equal blocks in a row are shown once."""
+    """Adds a model's parts; equal blocks in a row are shown once, and a tensor that two parts share is counted at the first."""
     from torch import nn
 
-    def line(name, m):
-        n = sum(p.numel() for p in m.parameters())
+    owner: dict[int, str] = {}  # the first name of each tensor
+    for path, p in model.named_parameters(remove_duplicate=False):
+        owner.setdefault(id(p), path)
+
+    def line(name, m, path):
+        first = {id(p): owner[id(p)] for p in m.parameters()}
+        n = sum(p.numel() for p in m.parameters() if first[id(p)].startswith(f"{path}."))
+        shared = [w for w in first.values() if not w.startswith(f"{path}.")] if not list(m.children()) else []
         about = ""
         if hasattr(m, "kernel"):
             groups = f", {m.kv_heads} key-value heads" if m.kv_heads != m.heads else ""
@@ -132,9 +138,10 @@ def branch(tree, model):
             about = f"{m.num_embeddings:,} x {m.embedding_dim}"
         elif isinstance(m, nn.Linear):
             about = f"{m.in_features:,} -> {m.out_features:,}" + ("" if m.bias is not None else ", no bias")
+        about += f", shared with {', '.join(shared)}" if shared else ""
         return f"{name}: [cyan]{type(m).__name__}[/cyan]" + (f" {about}" if about else "") + (f"  [dim]{n:,}[/dim]" if n else "")
 
-    def walk(node, m):
+    def walk(node, m, before=""):
         for name, child in m.named_children():
             if isinstance(child, (nn.Identity,)) or (type(child).__name__ in ("Dropout", "Softmax", "NoPosition", "RoPE")):
                 continue
@@ -145,10 +152,12 @@ def branch(tree, model):
                     while same + 1 < len(child) and str(child[same + 1]) == str(child[at]):
                         same += 1
                     label = f"{name}.{at}" if same == at else f"{name}.{at}-{same}  ({same - at + 1} alike)"
-                    walk(node.add(line(label, child[at])), child[at])
+                    path = f"{before}{name}.{at}"
+                    walk(node.add(line(label, child[at], path)), child[at], f"{path}.")
                     at = same + 1
             else:
-                walk(node.add(line(name, child)), child)
+                path = f"{before}{name}"
+                walk(node.add(line(name, child, path)), child, f"{path}.")
 
     walk(tree, model)
 

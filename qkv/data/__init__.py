@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..words import nearest
 from . import registry, shards, tasks, text
@@ -11,6 +11,9 @@ from . import tokenizer as tokenizers
 from .batches import Batch, Pairs, Windows, padded, rng
 from .text import DataError
 from .tokenizer import Tokenizer
+
+
+TOO_LONG = ("drop", "cut", "windows", "refuse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,9 @@ class Data:
     commas; task: what a row's task is called). Of a table of files (images, sounds) text is the column of files and pair that of their texts;
     files: the folder or archive that holds them, by default the table's own; without: rows whose text holds this are left out. limit: so many
     training examples at most, drawn by the seed of the run. env: a gymnasium environment, whose trajectories are read, or collected by `policy` (learned, mixed, scripted or
-    random), so many `episodes`. Of a table (task=table) target is the column that is asked for; bins: numbers are read as one of so many bins, too."""
+    random), so many `episodes`. Of a table (task=table) target is the column that is asked for; bins: numbers are read as one of so many bins, too.
+    too_long: what becomes of a pair that is longer than the model: drop, cut (both sides), windows (both sides in equally many pieces, for texts
+    that run along each other, as translations do), or refuse."""
 
     source: str = "pydoc"
     target: str | None = None
@@ -52,6 +57,7 @@ class Data:
     policy: str = "learned"
     bins: int = 0
     episodes: int = 400
+    too_long: str = "drop"
 
     def __post_init__(self):
         if not 0 < self.holdout < 1:
@@ -62,6 +68,8 @@ class Data:
             raise DataError(f"data.bins={self.bins}: must be 0 (none) or at least 2")
         if self.episodes < 2:
             raise DataError(f"data.episodes={self.episodes}: must be at least 2")
+        if self.too_long not in TOO_LONG:
+            raise DataError(f"data.too_long={self.too_long!r}: must be one of {', '.join(TOO_LONG)}")
         if self.errors not in ("strict", "replace"):
             raise DataError(f"data.errors={self.errors!r}: must be strict or replace")
 
@@ -74,12 +82,14 @@ class Data:
 
 @dataclass
 class Corpus:
-    """tokenizer; train and valid: lists of pairs of texts, or functions that yield documents; key: says what they are."""
+    """train and valid: lists of pairs of texts, or functions that yield documents. key: says what they are. notes: what a user should be told
+    of how they were read."""
 
     train: object
     valid: object
     key: str
     paired: bool
+    notes: list[str] = field(default_factory=list)
 
     def texts(self):
         """The training texts, what a tokenizer is trained on."""
@@ -128,8 +138,15 @@ def _reader(cfg, source):
 
 def _open_pairs(cfg):
     corpus = _read_pairs(cfg)
+    for name in ("train", "valid"):
+        rows = getattr(corpus, name)
+        kept = text.both(rows)
+        if len(kept) < len(rows):
+            part = {"train": "training", "valid": "held-out"}[name]
+            corpus.notes.append(f"{len(rows) - len(kept):,} of {len(rows):,} {part} pairs have an empty side and are left out")
+        setattr(corpus, name, kept)
     content = hashlib.sha256(repr((corpus.train, corpus.valid)).encode()).hexdigest()
-    return Corpus(corpus.train, corpus.valid, content, True)
+    return Corpus(corpus.train, corpus.valid, content, True, corpus.notes)
 
 
 def _read_pairs(cfg):
@@ -167,24 +184,59 @@ def make_tokenizer(cfg, corpus, sentinels=0):
     return tokenizer
 
 
+def encoded(cfg: Data, rows, tokenizer: Tokenizer, length: int, joined: bool, part: str, notes: list[str]) -> list[tuple]:
+    """[(ids, ids)] of pairs of texts; with those that are too long for the model's `length` positions, both sides in one row (joined) or
+    a side each, is done what data.too_long says. part: what the pairs are called; notes: takes a sentence on the long ones.
+
+    Raises DataError where one is too long and too_long=refuse, and where none is left.
+    """
+    a, b = (tokenizer.encode_all([r[i] for r in rows]) for i in (0, 1))
+    room = length - 2 if joined else length - 1  # beside what stands around them
+    fits = (lambda x, y: len(x) + len(y) <= room) if joined else (lambda x, y: max(len(x), len(y)) <= room)
+    half = max(1, room // 2) if joined else room
+    out, long, lost = [], 0, 0
+    for number, (x, y) in enumerate(zip(a, b, strict=True), 1):
+        if fits(x, y):
+            out.append((x, y))
+            continue
+        long += 1
+        if cfg.too_long == "refuse":
+            raise DataError(
+                f"{part} pair {number} has {len(x)} and {len(y)} tokens, too many for the model's {length} positions; shorten it, take a longer "
+                "model (model.length), or let data.too_long be drop, cut or windows"
+            )
+        if cfg.too_long == "cut":
+            out.append((x[: max(half, room - len(y))], y[: max(half, room - len(x))]) if joined else (x[:room], y[:room]))
+        elif cfg.too_long == "windows":
+            pieces = -(-max(len(x), len(y)) // half)
+            cut = lambda ids, n=pieces: [ids[i * len(ids) // n : (i + 1) * len(ids) // n] for i in range(n)]
+            if min(len(x), len(y)) < pieces:  # a side that cannot be cut so often does not run along the other
+                lost += 1
+            else:
+                out += zip(cut(x), cut(y), strict=True)
+    if long:
+        done = {"drop": "left out", "cut": "cut", "windows": "read in pieces"}[cfg.too_long]
+        done += f", but for {lost:,}, one side of which is too short for that" if lost else ""
+        notes.append(
+            f"{long:,} of {len(rows):,} {part} pairs are too long for the model's {length} positions and are {done} "
+            f"(data.too_long={cfg.too_long}; {', '.join(w for w in TOO_LONG if w != cfg.too_long)} are the other ways)"
+        )
+    if not out:
+        raise DataError(f"every {part} pair is longer than the model's {length} positions; data.too_long=cut shortens them")
+    return out
+
+
 def rows_of(cfg, corpus, tokenizer, *, length, extra=0, tokens=4096, seed=0, joined=False):
     """(train, valid) as Windows of length + extra tokens, or as Pairs of at most `length` tokens a side
-    (joined: in all)."""
+    (joined: in all). What is left out or cut is said in corpus.notes."""
     if corpus.paired:
-        out = []
-        for part in (corpus.train, corpus.valid):
-            a, b = (tokenizer.encode_all([p[i] for p in part]) for i in (0, 1))
-            size = (lambda x, y: len(x) + len(y) + 1) if joined else (lambda x, y: max(len(x), len(y)))  # with what stands around them
-            kept = [(x, y) for x, y in zip(a, b) if size(x, y) < length]
-            if not kept:
-                raise DataError(f"every pair is longer than the model's {length} positions")
-            out.append(Pairs(kept, tokens=tokens, seed=seed))
-        return out
+        parts = ((corpus.train, "training"), (corpus.valid, "held-out"))
+        return [Pairs(encoded(cfg, rows, tokenizer, length, joined, part, corpus.notes), tokens=tokens, seed=seed) for rows, part in parts]
     train = shards.build(corpus.train(), tokenizer, f"{corpus.key}|train")
     valid = shards.build(corpus.valid(), tokenizer, f"{corpus.key}|valid")
     valid_length = min(length + extra, len(valid))
     if valid_length < 2:
-        raise DataError("the held-out text is empty; raise data.holdout or give data.valid=FILE")
+        raise DataError(f"the held-out text has {len(valid)} tokens, too few to score one; raise data.holdout or give data.valid=FILE")
     return (
         Windows(train, length + extra, seed=seed, across=cfg.across, name=f"{cfg.source} (its training part)"),
         Windows(valid, valid_length, seed=seed, across=cfg.across, name=f"{cfg.source} (its held-out part)"),

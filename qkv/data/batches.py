@@ -72,7 +72,7 @@ class Windows:
 
     def __len__(self):
         """Rows of one epoch."""
-        return max(1, (len(self.shards) - 1) // self.length)
+        return len(self.shards) // self.length
 
     def epoch(self, number):
         """The window starts of one epoch, shuffled."""
@@ -94,17 +94,33 @@ class Windows:
         return np.concatenate(out)
 
     def in_order(self):
-        """Window starts that cover the text once, from its beginning, for evaluation."""
+        """The starts of whole windows one after another, from the beginning of the text: rows to look at."""
         return np.arange(len(self)) * self.length
 
-    def rows(self, starts):
-        """ids (B, T), and where documents meet within a row: documents (B, T) and positions (B, T), else None, None."""
-        at = starts[:, None] + np.arange(self.length)
+    def cover(self, rows: int, overlap: int = 0, least: int = 1):
+        """Yields batches of at most `rows` rows, as `rows()` gives them, that cover the whole text once, for evaluation.
+
+        overlap: tokens that a row repeats of the row before (a row's first token is read and not predicted: 1). The last row is as long as
+        what is left, in a batch of its own; it is left out where it has fewer than `least` tokens.
+        """
+        step = self.length - overlap
+        whole = max(0, len(self.shards) - overlap) // step
+        for i in range(0, whole, rows):
+            yield self.rows(np.arange(i, min(i + rows, whole)) * step)
+        rest = len(self.shards) - whole * step
+        if rest > overlap and rest >= least:
+            yield self.rows(np.array([whole * step]), rest)
+
+    def rows(self, starts, length=None):
+        """ids (B, T), and where documents meet within a row: documents (B, T) and positions (B, T), else None, None. length: of the rows,
+        that of a window by default."""
+        T = self.length if length is None else length
+        at = starts[:, None] + np.arange(T)
         ids = torch.from_numpy(self.shards.ids[at].astype(np.int64))
         if self.across:
             return ids, None, None
         first = np.searchsorted(self.starts, starts, "right")
-        last = np.searchsorted(self.starts, starts + self.length - 1, "right")
+        last = np.searchsorted(self.starts, starts + T - 1, "right")
         if (first == last).all():
             return ids, None, None
         which = np.searchsorted(self.starts, at, "right") - 1

@@ -10,7 +10,8 @@ ERRORS = ("mse", "mae", "return", "spread", "least", "near")  # which are no sha
 
 @torch.no_grad()
 def evaluate(model, objective, batches, device="cpu", autocast=contextlib.nullcontext, total=lambda x: x):
-    """{loss, perplexity, accuracy} a target over the batches. total adds a number up over ranks. The model keeps its mode."""
+    """{loss, perplexity, accuracy} a target over the batches, and scored, the number of targets. total adds a number up over ranks. The model
+    keeps its mode."""
     was, sums, count = model.training, {}, 0
     model.eval()
     for batch in batches:
@@ -22,17 +23,21 @@ def evaluate(model, objective, batches, device="cpu", autocast=contextlib.nullco
     model.train(was)
     count = total(count)
     out = {k: total(v) / max(1, count) for k, v in sorted(sums.items())}
-    perplexity = {"perplexity": math.exp(min(50.0, out["loss"]))} if objective.scores_tokens else {}
-    return {"loss": out["loss"], **perplexity, "accuracy": out.get("accuracy")}
+    perplexity = {"perplexity": math.exp(min(50.0, out["loss"]))} if objective.scores_tokens and count else {}
+    return {"loss": out.get("loss", math.nan), **perplexity, "accuracy": out.get("accuracy"), "scored": count}
+
+
+def figures(held):
+    """[(name, what it is in words)] of everything but the loss: ("perplexity", "2,086.11"), ("accuracy", "81.2 %")."""
+    out = []
+    for name, value in held.items():
+        if name in ("loss", "bits_per_byte", "scored") or value is None:
+            continue
+        words = f"{value:,.2f}" if name == "perplexity" else f"{value:.4f}" if name in ERRORS else f"{100 * value:.1f} %"
+        out.append((name, words))
+    return out
 
 
 def described(held):
-    """Everything but the loss, in words: "perplexity 12.3, accuracy 81.2 %"."""
-    words = []
-    for name, value in held.items():
-        if name in ("loss", "bits_per_byte") or value is None:
-            continue
-        words.append(
-            f"{name} {value:,.2f}" if name == "perplexity" else f"{name} {value:.4f}" if name in ERRORS else f"{name} {100 * value:.1f} %"
-        )
-    return ", ".join(words)
+    """Everything but the loss, in words: "perplexity 12.30, accuracy 81.2 %"."""
+    return ", ".join(f"{name} {words}" for name, words in figures(held))

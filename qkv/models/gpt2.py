@@ -93,8 +93,8 @@ GPT2 = Family(
     bare=("GPT2Model",),
     buffers=(r"attn\.bias$", r"attn\.masked_bias$"),
     presets={
-        "gpt-nano": dict(vocab=65, length=64, dim=128, layers=4, heads=4, ffn="plain(gelu)", dropout=0.0, attn_dropout=0.0),
-        "gpt-mini": dict(vocab=4096, length=256, dim=256, layers=4, heads=4, dropout=0.0, attn_dropout=0.0),
+        "gpt-nano": dict(vocab=65, bos=5, eos=6, length=64, dim=128, layers=4, heads=4, ffn="plain(gelu)", dropout=0.0, attn_dropout=0.0),
+        "gpt-mini": dict(vocab=4096, bos=5, eos=6, length=256, dim=256, layers=4, heads=4, dropout=0.0, attn_dropout=0.0),
         "gpt2": {},
         "gpt2-medium": dict(dim=1024, layers=24, heads=16),
         "gpt2-large": dict(dim=1280, layers=36, heads=20),

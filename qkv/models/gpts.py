@@ -112,7 +112,7 @@ GPT3 = Family(
     bare=("GPT3Model",),
     presets={
         "gpt3-nano": dict(
-            vocab=2048, length=128, dim=128, layers=4, heads=2, dropout=0.0, attn_dropout=0.0, pattern=("causal", "sliding(32)")
+            vocab=2048, bos=5, eos=6, length=128, dim=128, layers=4, heads=2, dropout=0.0, attn_dropout=0.0, pattern=("causal", "sliding(32)")
         ),
         "gpt3-small": SPARSE,
         "gpt3-medium": SPARSE | dict(dim=1024, layers=24, heads=16),
@@ -198,7 +198,7 @@ GPTNEO = Family(
     bare=("GPTNeoModel",),
     buffers=(r"attention\.bias$", r"attention\.masked_bias$"),
     presets={
-        "gptneo-nano": dict(vocab=2048, length=128, dim=128, layers=2, heads=2, pattern=("causal", "sliding(32)")),
+        "gptneo-nano": dict(vocab=2048, bos=5, eos=6, length=128, dim=128, layers=2, heads=2, pattern=("causal", "sliding(32)")),
         "gpt-neo-125m": dict(dim=768, layers=12, heads=12, pattern=("causal", "sliding(256)") * 6),
         "gpt-neo-1.3b": dict(pattern=("causal", "sliding(256)") * 12),
         "gpt-neo-2.7b": dict(dim=2560, layers=32, heads=20, pattern=("causal", "sliding(256)") * 16),

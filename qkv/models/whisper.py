@@ -63,7 +63,7 @@ WHISPER = Family(
     prefix="model.",
     bare=("WhisperModel",),
     presets={
-        "whisper-nano": dict(vocab=512, length=32, frames=64, features=40, dim=128, layers=3, decoder_layers=2, heads=4, decoder_heads=4, hidden=256,
+        "whisper-nano": dict(vocab=512, pad=0, bos=5, eos=6, start=5, length=32, frames=64, features=40, dim=128, layers=3, decoder_layers=2, heads=4, decoder_heads=4, hidden=256,
                              decoder_hidden=256, dropout=0.1),
         "whisper-tiny": size(384, 4),
         "whisper-base": size(512, 6),

@@ -31,7 +31,9 @@ class Objective:
     extra = 0  # tokens that a row needs beyond the model's length
     sentinels = 0  # <extra_id_N> tokens that its tokenizer must have
     smoothing = 0.0
+    least = 2  # tokens that a row must have for something to be scored
     scores_tokens = True  # is the loss that of tokens, so that perplexity means something?
+    predicts_all = False  # does it predict every token from those before it alone, so that its loss is the length of a code for the text?
     module: nn.Module | None = None
 
     def prepare(self, model):

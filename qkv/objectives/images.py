@@ -4,6 +4,7 @@ Dims: B images, C channels, S pixels of a side, N patches.
 """
 
 import dataclasses
+import zlib
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from ..data import images, media
 from ..data.batches import Batch, padded
 from ..data.text import DataError
+from ..models.image import ImageEncoder
 from ..models.loss import IGNORE
 from .base import Loss
+from .ranks import places
 from .tasks import Classification
 
 
@@ -40,6 +43,11 @@ AUGMENTS = {
     "rand": _kornia(lambda k: k.auto.RandAugment(n=2, m=10)),
     "trivial": _kornia(lambda k: k.auto.TrivialAugment()),
 }
+
+
+def drawn_for(item):
+    """The random generator of a held-out item: what is drawn does not depend on the batch it stands in."""
+    return np.random.default_rng(zlib.crc32(item["where"].encode()))
 
 
 class Images(Classification):
@@ -95,8 +103,7 @@ class Images(Classification):
         return self.score(model, batch)
 
     def score(self, model, batch):
-        inner = getattr(model, "module", model)
-        if getattr(inner, "narrow", False):
+        if isinstance(self.config, ImageEncoder):
             batch = dataclasses.replace(batch, inputs=batch.inputs | {"whole": False})
         return Classification.loss(self, model, batch)
 
@@ -120,9 +127,13 @@ class Reconstruct(Images):
     def names(cls, examples):
         return None
 
+    def encode(self, examples, training=False):
+        return [i | {"wanted": ""} for i in super().encode(examples)]  # its pixels are; it needs no label
+
     def pairs(self, items, rng):
         N = self.config.grid**2
-        noise = torch.from_numpy((rng or np.random.default_rng(0)).random((len(items), N))).float()
+        noise = np.stack([(drawn_for(i) if rng is None else rng).random(N) for i in items])
+        noise = torch.from_numpy(noise).float()
         inputs = {"pixel_values": self.pixels(items, rng), "noise": noise}
         return Batch(inputs, torch.zeros(len(items), dtype=torch.long), len(items), len(items) * N)
 
@@ -133,6 +144,9 @@ class Reconstruct(Images):
     @torch.inference_mode()
     def predict(self, model, items, device="cpu"):
         return [""] * len(items)
+
+    def scores(self, items, said):
+        return {}
 
     @torch.inference_mode()
     def picture(self, model, items, path, count=6):
@@ -225,11 +239,23 @@ class Match(Images):
         image, text = (torch.stack(x) for x in zip(*said))
         return image @ text.T
 
+    @staticmethod
+    def apart(items, scores):
+        """Scores (images, texts), those aside of another pair with the same text, which would not be wrong."""
+        number = {i["wanted"]: n for n, i in enumerate(items)}
+        text = torch.tensor([number[i["wanted"]] for i in items], device=scores.device)
+        return scores.masked_fill((text[:, None] == text).fill_diagonal_(False), -torch.inf)
+
+    def among_all(self, model, said):
+        """The loss of held-out pairs, each among all of them: that of batches would depend on their size."""
+        scores = self.similarity(said) * model.scale.detach().float().cpu().exp()
+        own = torch.arange(len(scores))
+        return float(F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+
     def ranked(self, items, said):
-        """(metrics of retrieval, the text that is nearest to each image)."""
-        scores = self.similarity(said)
-        own = scores.diagonal()
-        rank = {"at": (scores > own[None]).sum(0), "back": (scores > own[:, None]).sum(1)}
+        """(metrics of retrieval, the text that is nearest to each image), all of them among each other."""
+        scores, own = self.apart(items, self.similarity(said)), torch.arange(len(items))
+        rank = {"at": places(scores.T, own), "back": places(scores, own)}
         held = {f"{way}{k}": float((r < k).float().mean()) for way, r in rank.items() for k in (1, 5)}
         return held, [items[j]["wanted"] for j in scores.argmax(1).tolist()]
 
@@ -277,10 +303,11 @@ class Draw(Match):
     @torch.no_grad()
     def judge_all(self, model, items, device="cpu"):
         """({loss, at1, at5}, nothing is said)."""
-        total = sum(
-            float(self.score(model, self.pairs(items[i : i + 64], None).to(device)).metrics["loss"]) for i in range(0, len(items), 64)
-        )
-        return {"loss": total / max(1, len(items))} | self.found(model, items, device), [""] * len(items)
+        # of even sizes: a last batch of one would have nothing to tell apart
+        even = np.array_split(np.arange(len(items)), -(-len(items) // 64))
+        groups = [[items[i] for i in numbers] for numbers in even]
+        total = sum(float(self.score(model, self.pairs(g, None).to(device)).metrics["loss"]) for g in groups)
+        return {"loss": total / len(items)} | self.found(model, items, device), [""] * len(items)
 
     @torch.no_grad()
     def found(self, model, items, device="cpu"):
@@ -289,7 +316,7 @@ class Draw(Match):
         batch = self.pairs(items, None).to(device)
         words, _, mask, sentence = model.read(batch.inputs["input_ids"], batch.inputs["attention_mask"])
         scores = torch.cat([sum(model.matcher(x, words, mask, sentence)) for x in images.split(32)])
-        rank = (scores > scores.diagonal()[:, None]).sum(1)
+        rank = places(self.apart(items, scores), torch.arange(len(items), device=scores.device))
         return {f"at{k}": float((rank < k).float().mean()) for k in (1, 5)}
 
     def picture(self, model, items, path, count=6):
@@ -387,8 +414,12 @@ class Caption(Match):
 
     def rows(self, items, rng, count):
         """([items of each row, the asked one last]); count: examples, None: drawn."""
-        draw = rng if rng is not None else np.random.default_rng(0)
-        return [[*self.examples(i, int(draw.integers(0, self.shots + 1)) if count is None else count, draw), i] for i in items]
+        out = []
+        for i in items:
+            draw = drawn_for(i) if rng is None else rng
+            shots = int(draw.integers(0, self.shots + 1)) if count is None else count
+            out.append([*self.examples(i, shots, draw), i])
+        return out
 
     def media(self, rows, rng):
         """(B, N, C, H, W); rows with fewer images have the last ones empty."""

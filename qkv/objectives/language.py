@@ -27,7 +27,7 @@ def packed(ids, documents, position):
 class Causal(Objective):
     """Next token (Radford et al., 2018). On pairs: the answer's tokens, after the question and a separator."""
 
-    extra, joined, reads = 1, True, ("text", "pairs")
+    extra, joined, reads, predicts_all = 1, True, ("text", "pairs"), True
     topologies: tuple = ("Decoder", "Recurrent")
 
     def __init__(self, tokenizer):
@@ -57,7 +57,7 @@ class Prefix(Causal):
     """Next token, of what follows a prefix of random length that is read both ways (T5, 2020, section 3.2.3); the model's pattern
     is prefix."""
 
-    topologies = ("Decoder",)
+    topologies, predicts_all = ("Decoder",), False
 
     def batch(self, rows, rng):
         ids, _, _ = rows
@@ -84,7 +84,7 @@ class Masked(Objective):
     of a span from the tokens around it (section 3.2).
     """
 
-    topologies = ("Encoder",)
+    topologies, least = ("Encoder",), 1
 
     def __init__(self, tokenizer, rate=0.15, mask=0.8, random=0.1, unit="token", static=False, boundary=False, p=0.2, most=10):
         if not 0 < rate < 1:
@@ -188,7 +188,7 @@ class Sentences(Masked):
     a language head (output=pretraining), alone with output=next."""
 
     outputs = ("pretraining", "pretraining-order", "next")
-    extra = -3
+    extra, least = -3, 2
 
     def __init__(self, tokenizer, config, second=None, rate=0.15, mask=0.8, random=0.1, unit="token"):
         super().__init__(tokenizer, rate, mask, random, unit)
@@ -332,7 +332,9 @@ class Contrastive(Objective):
         t = self.tokenizer
         before, after = ([] if i is None else [i] for i in (t.cls, t.sep))
         ids, mask = padded([[*before, *side, *after] for pair in pairs for side in pair], t.pad)
-        return Batch({"input_ids": ids, "attention_mask": mask.long()}, torch.arange(len(pairs)), len(pairs), int(mask.sum()), whole=True)
+        count = len(pairs) if len(pairs) > 1 else 0  # of one alone there is nothing to choose
+        labels = torch.arange(len(pairs)) if count else torch.tensor([IGNORE])
+        return Batch({"input_ids": ids, "attention_mask": mask.long()}, labels, count, int(mask.sum()), whole=True)
 
     def loss(self, model, batch):
         hidden, mask = model(**batch.inputs)["hidden"].float(), batch.inputs["attention_mask"][..., None]

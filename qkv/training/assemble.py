@@ -28,6 +28,7 @@ class Run:
     device: torch.device
     bf16: bool
     arithmetic: str  # in words
+    notes: list[str]  # what a user should be told of how the data was read
 
 
 def threads(asked):
@@ -126,7 +127,7 @@ def assemble(r, weights=None, before=None):
     fits(model, max(1, rows // distributed.world()), device, "tokens" if pairs else "batch")
     bf16, matmul, arithmetic = machine.settle(t.precision, model, rows * length, device.type, before)
     torch.set_float32_matmul_precision(matmul)
-    return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16, arithmetic)
+    return Run(r, tokenizer, model.to(device), objective, train, valid, corpus.key, device, bf16, arithmetic, corpus.notes)
 
 
 def together(cfg, parts, init):
@@ -169,6 +170,7 @@ class Labelled:
     key: str
     task: type
     paired: bool = True
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def texts(self):
         """All strings of the training examples, what a tokenizer is trained on."""

@@ -69,12 +69,13 @@ def locked(folder):
 
 
 class Metrics:
-    """metrics.jsonl: one line a step or evaluation. On resuming at step N, later lines are dropped first."""
+    """metrics.jsonl: one line a step or evaluation. On resuming at step N, later lines are dropped first; at step 0 all are, since a run that
+    has no checkpoint yet begins anew."""
 
-    def __init__(self, path, resume_at=None):
+    def __init__(self, path, resume_at=0):
         self.path = Path(path)
-        if resume_at is not None and self.path.exists():
-            kept = [row for row in read_metrics(self.path) if row["step"] <= resume_at]
+        if self.path.exists():
+            kept = [row for row in read_metrics(self.path) if row["step"] <= resume_at] if resume_at else []
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
             temporary.replace(self.path)

@@ -5,6 +5,7 @@ of all passes and ranks, clip, step. Everything random is keyed by (seed, step),
 """
 
 import contextlib
+import itertools
 import math
 import signal
 import threading
@@ -87,19 +88,20 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     if steps is not None and state["step"] >= steps:
         show.note(f"the run is at step {state['step']} already; steps={steps} asks for no more")
     ready()
-    metrics = folder.Metrics(where / "metrics.jsonl", state["step"] if resume else None) if rank == 0 else None
+    metrics = folder.Metrics(where / "metrics.jsonl", state["step"]) if rank == 0 else None
     wrapped = distributed.wrap(trained)
     forward = compiled(wrapped, isinstance(run.train, data_of.Pairs)) if t.compile else wrapped
     autocast = lambda: torch.autocast(device.type, torch.bfloat16) if run.bf16 else contextlib.nullcontext()
     timed = Profile(device) if profile else NoProfile()
     stop = _Stop()
     began, before, bad = time.monotonic(), state["seconds"], 0
-    step, tokens, last_saved = state["step"], state["tokens"], state["step"]
+    step, tokens, last_saved, held_at = state["step"], state["tokens"], state["step"], -1
     best = Best(where / "best.safetensors", run, resume is not None)
     every = {"eval": t.eval_every or best.every, "save": t.save_every, "sample": t.sample_every}
     clock = {"eval": time.monotonic(), "save": time.monotonic(), "sample": time.monotonic()}
     patience = {"eval": min(60.0, (t.seconds or 600) / 6), "save": 120.0, "sample": min(120.0, (t.seconds or 600) / 3)}
     elapsed = lambda: before + time.monotonic() - began
+    over = lambda: t.seconds is not None and step > 0 and elapsed() >= t.seconds  # one step at least is trained, however slow the machine
 
     def due(what):
         """Is it time, by steps or by the clock of rank 0?"""
@@ -119,7 +121,9 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
                 show.note(f"the checkpoint at step {step} could not be written ({e}); the one before it is kept")
         distributed.barrier()
 
-    def check():
+    def check(**more):
+        nonlocal held_at
+        held_at = step
         if best.metric:
             held, _ = judge(model, run.objective, run.valid.pairs, run.tokenizer, device, autocast)
             best.seen(held, model, step)
@@ -127,7 +131,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
             held = evaluate(trained, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
             held["bits_per_byte"] = bits_per_byte(run, held["loss"])
         if rank == 0:
-            metrics.write(step=step, **{f"valid_{k}": v for k, v in held.items() if v is not None})
+            metrics.write(step=step, **{f"valid_{k}": v for k, v in held.items() if v is not None}, **more)
             show.evaluated(step, held)
         return held
 
@@ -143,11 +147,15 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
         distributed.barrier()
 
     show.begin(run, steps, t.seconds, step)
+    for words in run.notes:
+        show.note(words)
     held = check() if step == 0 else None
+    began = time.monotonic()  # what was evaluated before the first step is no training
+    clock = dict.fromkeys(clock, began)
     with stop, ThreadPoolExecutor(1) as loader:
         ahead = loader.submit(batches_of, run, step, rank, world)
         trained.train()
-        while not (steps is not None and step >= steps) and not distributed.agree(t.seconds is not None and elapsed() >= t.seconds):
+        while not (steps is not None and step >= steps) and not distributed.agree(over()):
             if distributed.any(stop.asked):
                 break
             with timed("waiting for data"):
@@ -199,11 +207,14 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
         if last_saved != step or step == 0:
             save()
     else:
-        held = check() if best.at != step else held
+        held = check() if held_at != step else held
         best.restore(model)
         save(again=True)
     if not interrupted:
-        held = check() if best.since or not best.metric else held
+        if best.since and best.step:  # the weights are not those of the last evaluation any more
+            held = check(restored=best.step)
+        elif held_at != step:
+            held = check()
         sample()
     if rank == 0:
         metrics.close()
@@ -221,19 +232,20 @@ class Best:
     def __init__(self, path, run, going_on):
         self.metric = getattr(run.objective, "metric", None)
         self.every = math.ceil(len(run.train.epoch(0)) / run.recipe.train.accumulate) if self.metric else 0
-        self.path, self.value, self.since, self.at = path, -math.inf, 0, -1  # at: the step of the last evaluation
+        self.path, self.value, self.since, self.step = path, -math.inf, 0, 0  # since: evaluations after that of `step`, the best
         if self.metric and going_on and path.exists():
-            self.value = files.read_tensors(path)["/value"].item()
+            kept = files.read_tensors(path)
+            self.value, self.step = kept["/value"].item(), int(kept["/step"])
 
     def seen(self, held, model, step):
-        self.since, self.at = self.since + 1, step
+        self.since += 1
         value = held[self.metric] - 1e-9 * min(held["loss"], 1e3)  # of equals, the one with the lower loss
         if step and value > self.value:
-            self.since = 0 if value > self.value + 1e-6 else self.since
+            self.since, self.step = (0 if value > self.value + 1e-6 else self.since), step
             self.value = value
             if distributed.rank() == 0:
-                value = torch.tensor(self.value, dtype=torch.float64)
-                files.write_tensors(self.path, {n: p.detach() for n, p in table.parameters(model)[0].items()} | {"/value": value})
+                facts = {"/value": torch.tensor(self.value, dtype=torch.float64), "/step": torch.tensor(step)}
+                files.write_tensors(self.path, {n: p.detach() for n, p in table.parameters(model)[0].items()} | facts)
 
     def stale(self, patience):
         return bool(patience and self.metric and self.since >= patience)
@@ -297,22 +309,24 @@ def write_model(where, model, tokenizer):
 
 
 def valid_batches(run, most, rows):
-    """The first `most` held-out batches, in the order of the text; every rank takes its share of each."""
+    """At most `most` held-out batches: the first ones of a text, or pairs of all lengths; every rank takes its share of each."""
     rank, world = distributed.rank(), distributed.world()
     if isinstance(run.valid, data_of.Pairs):
-        groups = run.valid.in_order()
-        batches = (run.objective.pairs(g, rng(0, i)) for i, g in enumerate(groups[:: max(1, len(groups) // most)][:most]))
+        groups = run.valid.in_order()  # sorted by length: of more than `most`, some of every length
+        picked = (
+            sorted({round(i * (len(groups) - 1) / max(1, most - 1)) for i in range(most)}) if len(groups) > most else range(len(groups))
+        )
+        batches = (run.objective.pairs(groups[g], rng(0, i)) for i, g in enumerate(picked))
     else:
-        starts = run.valid.in_order()
-        cuts = [starts[i : i + rows] for i in range(0, len(starts), rows)][:most]
-        batches = (run.objective.batch(run.valid.rows(c), rng(0, i)) for i, c in enumerate(cuts))
+        cover = run.valid.cover(rows, max(0, run.objective.extra), run.objective.least)
+        batches = (run.objective.batch(cut, rng(0, i)) for i, cut in enumerate(itertools.islice(cover, most)))
     for batch in batches:
         yield batch if world == 1 else batch.share(rank, world)
 
 
 def bits_per_byte(run, loss):
-    """Held-out bits a byte of text, for models that predict every token; None for others."""
-    if isinstance(run.valid, data_of.Pairs) or not isinstance(run.objective, objectives.Causal):
+    """Held-out bits a byte of text, for objectives that predict every token; None for others."""
+    if isinstance(run.valid, data_of.Pairs) or not run.objective.predicts_all:
         return None
     shards = run.valid.shards
     return loss / math.log(2) * len(shards) / max(1, shards.nbytes)
