@@ -12,7 +12,6 @@ from .batches import Batch, Pairs, Windows, padded, rng
 from .text import DataError
 from .tokenizer import Tokenizer
 
-
 TOO_LONG = ("drop", "cut", "windows", "refuse")
 
 
