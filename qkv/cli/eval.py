@@ -6,18 +6,21 @@ HELP = """
 qkv eval WHAT [FILE] [key=value ...]
 
 Loss, perplexity and bits a byte of a model on a text (a decoder), on masked tokens (an encoder, masks drawn by seed), or loss and
-BLEU on pairs (an encoder-decoder; FILE and target=FILE are aligned by line). A fine-tuned run: the metrics of its task on labelled
-examples, and its answers, one JSON object a line. Without a file: the run's own held-out text or examples.
+BLEU on pairs (an encoder-decoder; FILE and target=FILE are aligned by line, and an empty line counts). A fine-tuned run: the metrics
+of its task on labelled examples, and its answers, one JSON object a line. Without a file: the run's own held-out text or examples.
+BLEU is sacreBLEU's, with its signature. tokenize=NAME is what it is told to split texts by: 13a, zh, ja-mecab, char, intl, none,
+flores200 ...; auto, the default, is 13a, or zh or char for references in a script that puts no space between words.
 
   qkv eval last
   qkv eval last other.txt
   qkv eval runs/multi30k-... data=multi30k part=test_2016_flickr beams=5
   qkv eval runs/mine en.test target=de.test
+  qkv eval runs/mine en.test target=ja.test tokenize=ja-mecab
 
   qkv eval last test.tsv out=answers.jsonl                         a fine-tuned run on other examples
   qkv eval last part=test                                          the test part of its data set
 
-keys: out  target  data  part  languages (en-de)  beams (0: greedy)  picture (a .png file: similarities of pairs, reconstructions, drawings, masks of a table, returns)  task (with other arguments)  penalty (1)  batches (all)  limit (pairs answered, 1000)  field  split  errors  length
+keys: out  target  data  part  languages (en-de)  beams (0: greedy)  picture (a .png file: similarities of pairs, reconstructions, drawings, masks of a table, returns)  task (with other arguments)  penalty (1)  batches (all)  limit (pairs scored, 1000)  tokenize (auto)  field  split  errors  length
 """
 KEYS = (
     "target",
@@ -32,6 +35,7 @@ KEYS = (
     "errors",
     "length",
     "limit",
+    "tokenize",
     "out",
     "task",
     "picture",
@@ -51,11 +55,14 @@ def run(words, verb):
     what, source = plain[0], plain[1] if len(plain) > 1 else None
     from .. import data, objectives
     from ..data import registry, text
+    from ..evaluation import metrics
     from ..evaluation.loss import evaluate
     from ..training import folder, recipe
     from .common import open_model
     from .generate import quick
 
+    if "tokenize" in given:
+        metrics.bleu(given["tokenize"], [])  # refused before anything is scored
     model, tokenizer, where = open_model(what)
     cfg = model.config
     kind = type(cfg).__name__
@@ -78,7 +85,7 @@ def run(words, verb):
     elif source and (given.get("target") or kind in ("EncoderDecoder", "RecurrentEncoderDecoder")):
         if not given.get("target"):
             raise ValueError("an encoder-decoder is scored on pairs: give target=FILE beside the source file")
-        rows = text.pairs(source, given["target"])
+        rows = text.pairs(source, given["target"], given.get("errors", settings.errors))
     elif source:
         docs = lambda: text.documents(source, **reading)
         shard = _shards(docs(), tokenizer)
@@ -92,34 +99,47 @@ def run(words, verb):
         raise ValueError("name the file to score on: qkv eval FOLDER FILE")
     asked = whole.train.objective if whole and (rows is not None) == settings.paired else "auto"
     objective = objectives.make(asked, cfg, tokenizer, rows is not None, **({"mask_rate": whole.train.mask_rate} if whole else {}))
+    if rows is None and "tokenize" in given:
+        raise ValueError("tokenize= is how BLEU splits answers, and this is a text, not pairs; give target=FILE, too")
     if objective.module is not None or asked != objectives.usual(cfg, rows is not None):
         objective.prepare(model)
     if rows is not None:
-        rows = rows[: given.get("limit", 1000)]
+        there, rows = len(rows), rows[: given.get("limit", 1000)]
         ids = [tuple(zip_ids) for zip_ids in zip(*(tokenizer.encode_all([r[i] for r in rows]) for i in (0, 1)))]
         groups = data.Pairs(ids, tokens=4096).in_order()
         batches = [objective.pairs(g, data.rng(0, i)) for i, g in enumerate(groups)]
     else:
         span = min(length + objective.extra, len(shard))
-        windows = data.Windows(shard, span, name=source or "the held-out text")
-        starts = windows.in_order()
-        batches = (objective.batch(windows.rows(starts[i : i + 8]), data.rng(0, i)) for i in range(0, len(starts), 8))
+        if len(shard) < objective.least:
+            raise ValueError(
+                f"{source or 'the held-out text'} has {len(shard)} tokens; nothing can be scored of fewer than {objective.least}"
+            )
+        windows = data.Windows(shard, span, across=settings.across, name=source or "the held-out text")
+        cover = windows.cover(8, max(0, objective.extra), objective.least)
+        batches = (objective.batch(cut, data.rng(0, i)) for i, cut in enumerate(cover))
     if given.get("batches"):
         import itertools
 
         batches = itertools.islice(batches, given["batches"])
     held = evaluate(model, objective, track(batches, "scoring"))
-    print(f"loss        {held['loss']:.4f} a token")
+    print(f"loss        {held['loss']:.4f} a token, of {held['scored']:,}")
     if "perplexity" in held:
         print(f"perplexity  {held['perplexity']:,.3f}")
     if held["accuracy"] is not None:
         print(f"accuracy    {100 * held['accuracy']:.2f} %")
-    if shard is not None and kind in ("Decoder", "Recurrent"):
+    if shard is not None and objective.predicts_all:
         import math
 
         print(f"bits a byte {held['loss'] / math.log(2) * len(shard) / max(1, shard.nbytes):.4f}")
     if rows is not None:
+        empty = len(rows) - len(text.both(rows))
+        print(f"pairs       {scored(len(rows), there)}" + (f"; {empty:,} with an empty side" if empty else ""))
         _answers(quick(model, "fp32", None), tokenizer, rows, given)
+
+
+def scored(count, there):
+    """How many were scored, in words."""
+    return f"{count:,}" if count == there else f"{count:,} of {there:,}"
 
 
 def _task(model, tokenizer, whole, run_folder, source, given):
@@ -129,15 +149,20 @@ def _task(model, tokenizer, whole, run_folder, source, given):
     from pathlib import Path
 
     from .. import objectives
+    from ..evaluation import metrics
     from ..evaluation.loss import ERRORS
     from ..evaluation.tasks import judge
     from ..training import assemble
 
     task = given.get("task") or whole.train.task
     kind, d = objectives.task_of(task), whole.data
+    if "tokenize" in given and kind.metric != "bleu":
+        raise ValueError(f"tokenize= is how BLEU splits answers, and task={task} is not scored by it; leave it out")
     if tokenizer.pad is None:
         tokenizer.pad = model.config.pad
     objective = objectives.make_task(task, model.config, tokenizer, d.length or model.config.length)
+    if "tokenize" in given:
+        objective.tokenize = given["tokenize"]
     if source:
         found = kind.read(dataclasses.replace(d, source=source), source, given.get("part", "test"))
     elif given.get("part"):
@@ -151,15 +176,30 @@ def _task(model, tokenizer, whole, run_folder, source, given):
     held, said = judge(model, objective, items, tokenizer, progress=lambda x: track(x, "answering"))
     for name, value in held.items():
         print(f"{name:11s} {value:.4f}" if name in ("loss", *ERRORS) else f"{name:11s} {100 * value:.2f} %")
+    if "bleu" in held:
+        wanted = [str(i["wanted"]) for i in items]
+        print(f"signature   {metrics.signature(wanted, getattr(objective, 'tokenize', 'auto'))}")
+    first = {}  # of each example: a long text, or an episode, has several windows
+    for number, i in enumerate(items):
+        first.setdefault(i["where"] if len(items) > len(found) else number, number)
+    of = [items[n] for n in first.values()]
+    labelled, there = sum(i["wanted"] is not None for i in of), max(len(of), len(found))
+    notes = {
+        f"{len(of) - labelled:,} have no label": len(of) > labelled,
+        f"{there - len(of):,} were left out by the task": there > len(of),
+        f"read in {len(items):,} windows": len(items) > len(of),
+    }
+    print("; ".join([f"examples    {scored(labelled, there)}", *(words for words, so in notes.items() if so)]))
+    if unended := sum(i.get("unended", False) for i in of):
+        print(f"unended     {unended:,} answers were stopped at their longest")
     out = Path(given.get("out") or run_folder / "predictions.jsonl")
-    seen = set()
     with open(out, "w", encoding="utf-8") as f:
-        for i, s in zip(items, said):
-            if i["where"] not in seen:  # a long text has several windows
-                seen.add(i["where"])
-                plain = lambda x: x.tolist() if hasattr(x, "tolist") else x
-                f.write(json.dumps({"where": i["where"], "said": plain(s), "wanted": plain(i["wanted"])}, ensure_ascii=False) + "\n")
-    print(f"{len(seen)} answers are in {out}")
+        for n in first.values():
+            i, plain = items[n], lambda x: x.tolist() if hasattr(x, "tolist") else x
+            more = {key: True for key in ("cut", "unended") if i.get(key)}
+            row = {"where": i["where"], "said": plain(said[n]), "wanted": plain(i["wanted"])} | more
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+    print(f"{len(first)} answers are in {out}")
     if given.get("picture"):
         if not hasattr(objective, "picture"):
             can = ", ".join(n for n, k in objectives.TASKS.items() if hasattr(k, "picture"))
@@ -181,24 +221,30 @@ def _shards(texts, tokenizer):
 
 
 def _answers(model, tokenizer, rows, given):
-    """Writes an answer to every source; prints how many are exact, and BLEU where sacrebleu is installed."""
-    from ..generation import complete
+    """Answers every source; prints how many answers are exact, and where sacrebleu is installed BLEU and chrF of all."""
+    from ..evaluation import metrics
+    from ..evaluation.tasks import written
 
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
-    answers = [""] * len(rows)
+    sources = tokenizer.encode_all([a for a, _ in rows])
+    order = sorted(range(len(rows)), key=lambda i: len(sources[i]))
+    answers, unended = [""] * len(rows), 0
+    search = {"beams": given.get("beams", 0), "penalty": given.get("penalty", 1.0)}
     for i in track(range(0, len(order), 32), "answering"):
         part = order[i : i + 32]
-        most = min(model.config.length, 2 * max(len(tokenizer.encode(rows[j][0])) for j in part) + 20)
-        prompts = [rows[j][0] for j in part]
-        for j, a in zip(
-            part, complete(model, tokenizer, prompts, most=most, beams=given.get("beams", 0), penalty=given.get("penalty", 1.0))
-        ):
-            answers[j] = a.strip()
-    exact = sum(a == b for a, (_, b) in zip(answers, rows))
-    print(f"exact       {exact} of {len(rows)}")
+        most = min(model.config.length, 2 * max(len(sources[j]) for j in part) + 20)
+        told = written(model, tokenizer, [sources[j] for j in part], most, **search)
+        for j, (answer, stopped) in zip(part, told):
+            answers[j] = answer
+            unended += stopped
+    wanted = [b for _, b in rows]
+    print(f"exact       {sum(a == b for a, b in zip(answers, wanted))} of {len(rows)}")
+    if unended:
+        print(f"unended     {unended:,} answers were stopped at their longest, twice their source")
     try:
-        import sacrebleu
-    except ImportError:
-        print("BLEU        needs sacrebleu: pip install 'qkv[mt]'")
+        held = metrics.generated(wanted, answers, given.get("tokenize", "auto"))
+    except ValueError as e:
+        print(f"BLEU        {e}")
         return
-    print(f"sacreBLEU   {sacrebleu.corpus_bleu(answers, [[b for _, b in rows]]).score:.2f}")
+    print(f"sacreBLEU   {100 * held['bleu']:.2f}")
+    print(f"signature   {metrics.signature(wanted, given.get('tokenize', 'auto'))}")
+    print(f"chrF        {100 * held['chrf']:.2f}")

@@ -101,12 +101,20 @@ def documents(source, *, field="text", split="file", errors="strict"):
         raise DataError(f"{source} is empty: there is no text to learn from")
 
 
-def pairs(source, target, errors="strict"):
-    """[(source line, target line)] of two files aligned by line. Raises DataError where their lengths differ."""
+def pairs(source: str | Path, target: str | Path, errors: str = "strict") -> list[tuple[str, str]]:
+    """[(source line, target line)] of two files aligned by line: all lines as they are, the empty ones, too.
+
+    Raises DataError where their lengths differ, or where no pair has text on both sides.
+    """
     a, b = ([line for path in files_of(s) for line in lines(path, errors)] for s in (source, target))
     if len(a) != len(b):
         raise DataError(f"{source} has {len(a)} lines and {target} has {len(b)}: pairs need one line for each")
-    kept = [(x.strip(), y.strip()) for x, y in zip(a, b) if x.strip() and y.strip()]
-    if not kept:
+    rows = list(zip(a, b))
+    if not both(rows):
         raise DataError(f"{source} and {target} hold no pairs")
-    return kept
+    return rows
+
+
+def both(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs with text on both sides, from which something can be learnt."""
+    return [(x, y) for x, y in rows if x.strip() and y.strip()]

@@ -132,16 +132,16 @@ class Decide(Task):
 
     @torch.no_grad()
     def judge_all(self, model, items, device="cpu"):
-        """({loss, right or near, and with an environment return, its spread, least}, what was earned in each episode)."""
+        """({loss, and right or near, of every step once; with an environment return, its spread, least},
+        nothing is said of a window)."""
         parts = [self.wrong(model, self.pairs(items[i : i + 64], None).to(device)) for i in range(0, len(items), 64)]
         loss, right = (torch.cat(p).mean().item() for p in zip(*parts))
         held = {"loss": loss} | ({"right": right} if self.config.discrete else {"near": -right})
-        if not self.config.environment:
-            return held, [""] * len(items)
-        earned = self.act(model, self.target, device=device)
-        return held | {"return": float(np.mean(earned)), "spread": float(np.std(earned)), "least": float(min(earned))}, list(
-            map(float, earned)
-        )
+        if self.config.environment:
+            earned = self.act(model, self.target, device=device)
+            found = {"return": earned.mean(), "spread": earned.std(), "least": earned.min()}
+            held |= {name: float(value) for name, value in found.items()}
+        return held, [""] * len(items)
 
     @torch.no_grad()
     def act(self, model, target, episodes=None, device="cpu"):

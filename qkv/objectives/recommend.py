@@ -12,6 +12,7 @@ from ..data.examples import Example, paths_of
 from ..data.text import DataError, read_text
 from ..models.loss import IGNORE
 from .base import Loss
+from .ranks import places, ranking
 from .tasks import Task
 
 
@@ -128,27 +129,31 @@ class Recommend(Task):
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu", top=10):
-        """[(items in the order of their scores, rank of the wanted one, its rank by popularity)]"""
+        """[(items in the order of their scores, rank of the wanted one, its rank by popularity)]; ranks from 0 on,
+        None where nothing is wanted. Of items that are scored alike, the one seen first in training comes first."""
         batch = self.pairs(items, None).to(device)
         scores = model(**batch.inputs)["logits"].float().cpu()
         out = []
         for row, i, wanted in zip(scores, items, batch.labels.tolist()):
-            taken = torch.tensor([t for t in i["taken"] if t != wanted and t < self.mask], dtype=torch.long)
-            row[taken], row[0] = -torch.inf, -torch.inf
-            best = [self.tokenizer.token(t) for t in row.topk(top).indices.tolist()]
-            place = None
+            out_of = [0, *(t for t in i["taken"] if t != wanted and t < self.mask)]  # what cannot be named
+            row[out_of] = -torch.inf
+            order = row.sort(descending=True, stable=True).indices.tolist()
+            best = [self.tokenizer.token(t) for t in order[: min(top, len(row) - len(set(out_of)))]]
+            rank = place = None
+            if wanted != IGNORE:
+                rank = int(places(row[None], torch.tensor([wanted])))
             if wanted != IGNORE and self.popular is not None:
                 popular = self.popular.clone()
-                popular[taken] = -1
-                place = int((popular > popular[wanted]).sum() + (popular[:wanted] == popular[wanted]).sum())  # of equals, the first
-            out.append((best, None if wanted == IGNORE else int((row > row[wanted]).sum()), place))
+                popular[out_of] = -1
+                place = int(places(popular[None], torch.tensor([wanted])))
+            out.append((best, rank, place))
         return out
 
     def scores(self, items, said):
-        gain = lambda ranks: sum(1 / torch.log2(torch.tensor(r + 2.0)).item() for r in ranks if r < 10) / max(1, len(ranks))
-        ranks, popular = [s[1] for s in said], [s[2] for s in said if s[2] is not None]
-        held = {"ndcg10": gain(ranks), "hr10": sum(r < 10 for r in ranks) / len(ranks)}
-        return held | ({"pop_ndcg10": gain(popular), "pop_hr10": sum(r < 10 for r in popular) / len(popular)} if popular else {})
+        """{ndcg10, hr10} of the model, and where training was seen, of what most users took."""
+        popular = [s[2] for s in said if s[2] is not None]
+        held = ranking([s[1] for s in said], 10)
+        return held | ({f"pop_{name}": value for name, value in ranking(popular, 10).items()} if popular else {})
 
     def show(self, model, run):
         items = run.valid.pairs[:3]
