@@ -83,9 +83,14 @@ def rows(path, pictures, titles):
 
 
 def fan(path, before, past_TC, after, said_TC, low_TC, high_TC, names):
-    """A series and what is foretold of it, with the band that its errors fell into, one line a column. Returns the path."""
+    """A series and what is foretold of it, with the band that its errors fell into, one line a column, of the first 8. before, after:
+    datetimes; the axis has the time zone of the first. Returns the path."""
+    import numpy as np
+
     count = min(8, len(names))
     figure, axes = canvas(9, 1.2 + 2.0 * count, count, 1)
+    after = [before[-1], *after]  # the lines go on from the last value, so that a single step is seen, too
+    said_TC, low_TC, high_TC = (np.concatenate([past_TC[-1:], x]) for x in (said_TC, low_TC, high_TC))
     for c, at in enumerate(axes[:, 0]):
         at.plot(before, past_TC[:, c], color="tab:gray", label="so far")
         (line,) = at.plot(after, said_TC[:, c], color="tab:blue", label="foretold")

@@ -32,9 +32,9 @@ def test_a_series_is_read_in_order_with_its_marks(tmp_path):
 
     path = waves(tmp_path / "x.csv", 30)
     whole = series.read(path)
-    assert whole.values.shape == (30, 2) and whole.names == ("a", "b") and whole.step == datetime.timedelta(hours=1)
+    assert whole.values.shape == (30, 2) and whole.names == ("a", "b") and whole.frequency == datetime.timedelta(hours=1)
     assert whole.marks()[25].tolist() == [1, 2, 3, 1, 0]  # January 2nd 2020, a Thursday, one o'clock
-    assert whole.after(1) == [datetime.datetime(2020, 1, 2, 6)]
+    assert list(whole.after(1)) == [datetime.datetime(2020, 1, 2, 6)]
     lines = path.read_text().splitlines()
     (tmp_path / "mixed.csv").write_text("\n".join([lines[0], *lines[:0:-1]]))
     assert (series.read(tmp_path / "mixed.csv").values == whole.values).all()
