@@ -67,13 +67,99 @@ def test_faults_of_a_table_are_named(tmp_path, capsys):
     assert main(["train", "tabnet", "data=gate:maybe"]) == 2 and "there are and, or, nand" in capsys.readouterr().err
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:5], lines[5] + ",1", *lines[6:]]))
-    assert train("target=rich") == 2 and "row 6: has 6 columns, and there are 5" in capsys.readouterr().err
+    assert train("target=rich") == 2 and "row 6: has 6 columns, and the header 5; a cell that holds a comma" in capsys.readouterr().err
     path.write_text("\n".join([lines[0], *(f"?,{line.split(',', 1)[1]}" for line in lines[1:])]))
     assert train("target=rich") == 2 and "column 'age' holds nothing" in capsys.readouterr().err
     with pytest.raises(DataError, match="not finite"):
         Column.of("n", ["1", "inf"])
     with pytest.raises(DataError, match="'word' is no number"):
         Column.of("n", ["1", "2"]).read(["word"])
+
+
+def rows(path, text, target="y", part="train"):
+    path.write_text(text)
+    return objectives.TASKS["table"].read(Data(source=str(path), target=str(target)), str(path), part)
+
+
+def reader(examples):
+    """The task of a model that was made for these examples."""
+    fields = objectives.TASKS["table"].shape(examples)
+    return objectives.make_task("table", models.preset("mlp", **fields), None, 0)
+
+
+REFUSED = (
+    ("x.csv", "a,a,y\n1,2,0\n", "has the column 'a' twice"),
+    ("x.csv", "a,b,y\n1,2,3,0\n1,2,0\n", "x.csv, row 2: has 4 columns, and the header 3; a cell that holds a comma"),
+    ("x.jsonl", '{"a": 1, "y": 0}\n{"a": [1], "y": 0}\n', "x.jsonl, row 2: column 'a' holds a list"),
+    ("x.jsonl", '{"a": 1, "y": 0}\n{"y": 0}\n', r"x.jsonl, row 2: has no column 'a' \(it has y\)"),
+    ("x.jsonl", '{"y": 0}\n{"a": 1, "y": 0}\n', "x.jsonl, row 1: has no column 'a'"),
+    ("x.csv", "a,y\n1,?\n2,\n", "x.csv: the column 'y', which is asked for, holds nothing"),
+    ("x.csv", "a,y\n1,1.5\n2,1.5\n", "is always 1.5"),
+    ("x.csv", "a,y\n1,1.5\n2,inf\n3,2.5\n", "x.csv, row 3: 'inf', which is asked for, is not finite"),
+    ("x.csv", "a,y\n1,1\ninf,0\n", "x.csv, row 3: column 'a' holds a number that is not finite"),
+    ("x.csv", "a,y\n?,1\n,0\n", "x.csv: column 'a' holds nothing in the training rows"),
+)
+
+
+@pytest.mark.parametrize("name, text, say", REFUSED)
+def test_tables_that_are_refused_name_their_row(tmp_path, name, text, say):
+    with pytest.raises(DataError, match=say):
+        objectives.TASKS["table"].shape(rows(tmp_path / name, text))
+
+
+def test_a_header_is_found_whatever_is_asked_for(tmp_path):
+    text = "age,2020,y\n30,5,no\n40,6,yes\n"
+    for asked, named in (("y", ("age", "2020")), (3, ("age", "2020")), (2020, ("age", "y"))):
+        found = rows(tmp_path / "x.csv", text, asked)
+        assert len(found) == 2 and found[0].more["names"] == named
+    bare = rows(tmp_path / "y.csv", "30,5,no\n40,6,yes\n", 3)
+    assert [e.label for e in bare] == ["no", "yes"] and bare[0].more["names"] == ("column 1", "column 2")
+
+
+def test_a_class_of_a_table_has_one_spelling(tmp_path):
+    found = rows(tmp_path / "x.jsonl", '{"a": 1, "y": 1}\n{"a": 2, "y": 1.0}\n{"a": 3, "y": "1"}\n{"a": 4, "y": 0}\n{"a": 5, "y": null}\n')
+    fields = objectives.TASKS["table"].shape(found)
+    assert fields["label_names"] == ("0", "1") and [e.label for e in found] == ["1", "1.0", "1", "0", None]
+    task = reader(found)
+    assert [i["wanted"] for i in task.encode(found)] == ["1", "1", "1", "0", None]
+    with pytest.raises(DataError, match="z.csv, row 2: the label '2' was not seen in training; there were 0, 1"):
+        task.encode(rows(tmp_path / "z.csv", "a,y\n1,2\n"))
+    truth = objectives.TASKS["table"].shape(rows(tmp_path / "t.jsonl", '{"a": 1, "y": true}\n{"a": 2, "y": false}\n'))
+    assert truth["label_names"] == ("false", "true")
+
+
+def test_columns_go_by_their_names(tmp_path):
+    """Two files whose columns stand in another order are one table."""
+    a = rows(tmp_path / "a.csv", "age,work,y\n30,miner,1\n40,clerk,0\n")
+    b = rows(tmp_path / "b.csv", "y,work,age\n1,clerk,50\n0,miner,20\n")
+    task = reader([*a, *b])
+    together = [("age", ["30", "40", "50", "20"]), ("work", ["miner", "clerk", "clerk", "miner"])]
+    assert task.columns == Columns.of([n for n, _ in together], [cells for _, cells in together])
+    items = task.encode([*b, *a])
+    np.testing.assert_allclose(
+        [float(i["row"][0]) for i in items],
+        np.array([50, 20, 30, 40]) / np.std([20, 30, 40, 50]) - 35 / np.std([20, 30, 40, 50]),
+        rtol=1e-5,
+    )
+
+
+def test_what_a_table_leaves_out_or_reads_in_another_way_is_said(tmp_path, capsys):
+    good = "".join(f"{n},miner,{n % 2}\n" for n in range(20))
+    train = rows(tmp_path / "a.csv", "age,work,y\n" + good + '"1,000",clerk,1\n30,clerk,\n')
+    task = reader(train)
+    said = capsys.readouterr().err
+    assert "a.csv, row 22: column 'age' is read as categories, not numbers, because of 1 cells as '1,000' here" in said
+    assert len(task.encode(train, training=True)) == 21
+    assert "a.csv, row 23: 1 of 22 rows have nothing in the column that is asked for" in capsys.readouterr().err
+    other = rows(tmp_path / "b.csv", "age,work,height,y\n5,miner,180,1\n6,pilot,170,0\n7,baker,160,0\n")
+    task.encode(other)
+    said = capsys.readouterr().err
+    assert "b.csv, row 2: the column 'height' is not read, since training did not have it" in said
+    assert "b.csv, row 3: 2 cells of column 'work' hold categories that training did not see, as 'pilot' here" in said
+    numbers = reader(rows(tmp_path / "c.csv", "age,y\n" + "".join(f"{n},{n % 2}\n" for n in range(9))))
+    with pytest.raises(DataError, match="d.csv, row 3: column 'age': 'old' is no number, and in training all were"):
+        numbers.encode(rows(tmp_path / "d.csv", "age,y\n1,1\nold,0\n"))
+    assert Column.of("n", ["1_000", "1000"]).levels == ("1000", "1_000")
 
 
 @pytest.mark.parametrize("name", ["tabnet", "invase", "mlp"])

@@ -1,10 +1,15 @@
 """Fine-tuning: labelled examples in, heads on top, metrics and predictions out."""
 
 import gzip
+import itertools
 import json
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Engine
+from tokenizers.processors import TemplateProcessing
 
 import qkv
 from qkv import data, models, objectives
@@ -65,7 +70,7 @@ def test_conll_and_its_errors(tmp_path):
     assert a.text == ["Jim", "Smith", "ran"] and a.label == ["B-per", "I-per", "O"] and b.text == ["Rome"] and b.where.endswith("row 5")
     for text, say in (
         ("Jim B-per\nran\n", "row 2: 'ran' has no tag"),
-        ("the O\nSmith I-per\n", "row 2: I-per goes on from O"),
+        ("the O\nJim B-per\n\nthe O\nSmith I-per\n", "row 5: I-per goes on from O"),
         ("Jim B-per\nRome I-loc\n", "row 2: I-loc goes on from B-per"),
         ("Jim X-per\n", "row 1: the tag 'X-per' is none of"),
     ):
@@ -178,6 +183,110 @@ def test_only_the_first_piece_of_a_word_has_a_tag():
     assert first > 1 and [i for i, x in enumerate(item["labels"]) if x >= 0] == [1, 1 + first] and item["labels"][1] == 1
 
 
+WORDS = ["unbelievable", "things", "don't", "happen", "U.S.", "\u200b", "x-ray", "to", "me", "naïve"]
+TOPOLOGIES = {"Encoder": "bert-nano", "Decoder": "gpt1-nano", "Recurrent": "lstm-nano"}
+
+
+def tagger(kind, topology, length, marks, cut=True):
+    """A tagging task with a tokenizer that has these special tokens, and no others that it could put around a text."""
+    tokenizer = tokenizers.train(
+        kind, ["unbelievable things don't happen to me in the U.S. x-ray naive"] * 9, 90 if kind == "wordpiece" else 300
+    )
+    for role in {"bos", "eos"} - set(marks):
+        setattr(tokenizer, role, None)
+    cfg = models.preset(TOPOLOGIES[topology], vocab=len(tokenizer), output="tokens", label_names=("O", "B-x"), pad=tokenizer.pad)
+    return objectives.make_task(f"tagging(cut={str(cut).lower()})", cfg, tokenizer, length)
+
+
+def aligned(tokenizer, words, tags, front, back, length):
+    """(ids, labels) as the `tokenizers` library aligns words that it is given apart, cuts them and puts tokens around."""
+    engine = Engine.from_str(tokenizer.engine.to_str())
+    name = lambda role: engine.id_to_token(getattr(tokenizer, role))
+    special = [(name(role), getattr(tokenizer, role)) for role in {*front, *back}]
+    engine.post_processor = TemplateProcessing(single=" ".join([*map(name, front), "$A", *map(name, back)]), special_tokens=special)
+    engine.enable_truncation(length)
+    known = [w if tokenizer.encode(w) else "[UNK]" for w in words]
+    found = engine.encode(known, is_pretokenized=True)
+    begins = [w is not None and w != before for before, w in itertools.pairwise([None, *found.word_ids])]
+    return found.ids, [("O", "B-x").index(tags[w]) if b else -100 for w, b in zip(found.word_ids, begins)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sentence=st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(["O", "B-x"])), min_size=1, max_size=8),
+    topology=st.sampled_from(list(TOPOLOGIES)),
+    marks=st.sampled_from([("bos", "eos"), ("bos",), ("eos",), ()]),
+    length=st.integers(4, 40),
+)
+def test_tags_stand_where_the_tokenizers_library_puts_them(sentence, topology, marks, length):
+    words, tags = map(list, zip(*sentence))
+    task = tagger("wordpiece", topology, length, marks)
+    front, back = {"Encoder": (["cls"], ["sep"]), "Decoder": ([m for m in marks if m == "bos"], [m for m in marks if m == "eos"]),
+                   "Recurrent": ([], [m for m in marks if m == "eos"])}[topology]  # fmt: skip
+    (item,) = task.encode([examples.Example(words, None, tags, "here")])
+    ids, labels = aligned(task.tokenizer, words, tags, front, back, length)
+    assert item["ids"] == ids and item["labels"] == labels
+    there = [at for at in item["first"] if at is not None]
+    assert there == [i for i, x in enumerate(labels) if x >= 0]
+    assert item["cut"] == (sum(len(task.tokenizer.encode(w)) or 1 for w in words) > length - len(front) - len(back))
+    scores = torch.nn.functional.one_hot(torch.tensor([max(0, x) for x in labels]), 2).float()[None]
+    said = task.predict(lambda **_: {"logits": scores}, [item])[0]
+    assert said == tags[: len(there)] + ["O"] * (len(words) - len(there))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["things", "don't", "happen", "to", "me"]), min_size=1, max_size=6),
+    kind=st.sampled_from(["char", "bpe"]),
+)
+def test_a_word_begins_behind_the_blank_before_it(words, kind):
+    """Against the places in the running text that the tokenizer itself gives."""
+    task = tagger(kind, "Decoder", 128, ("bos",))
+    (item,) = task.encode([examples.Example(words, None, ["B-x"] * len(words), "here")])
+    text = " ".join(words)
+    whole = task.tokenizer.engine.encode(text, add_special_tokens=False)
+    starts = [text.index(" ", a - 1) + 1 if a else 0 for a in itertools.accumulate((len(w) + 1 for w in words[:-1]), initial=0)]
+    solid = [bool(text[x:y].strip()) for x, y in whole.offsets]
+    want = [next(i for i, (x, y) in enumerate(whole.offsets) if y > s and solid[i]) for s in starts]
+    assert item["ids"][1:] == whole.ids and [f - 1 for f in item["first"]] == want
+
+
+def test_what_tagging_refuses():
+    task = tagger("char", "Recurrent", 6, (), cut=False)
+    with pytest.raises(DataError, match=r"file, row 2: has 12 tokens and the model reads 6.*tagging\(cut=true\)"):
+        task.encode([examples.Example(["don't", "happen"], None, ["O", "O"], "file, row 2")])
+    task.tokenizer.unk = None
+    with pytest.raises(DataError, match="file, row 3: the tokenizer has no token for the word ''"):
+        task.encode([examples.Example(["", "me"], None, ["O", "O"], "file, row 3")])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    a=st.integers(0, 12), b=st.one_of(st.none(), st.integers(0, 12)), length=st.integers(4, 20), marks=st.sampled_from(["be", "b", "e", ""])
+)
+def test_a_row_says_where_its_texts_are(a, b, length, marks):
+    for topology in TOPOLOGIES:
+        task = tagger("char", topology, length, [{"b": "bos", "e": "eos"}[m] for m in marks])
+        texts = [list(range(100, 100 + a))] + ([] if b is None else [list(range(200, 200 + b))])
+        try:
+            row = task.around(*texts, *([None] if b is None else []), "here")
+        except (DataError, ValueError) as e:
+            assert "has no tokens" in str(e) or "no token to put between" in str(e)
+            continue
+        kept = [row.ids[s : s + n] for s, n in zip(row.starts, row.kept)]
+        assert [t[:n] for t, n in zip(texts, row.kept)] == kept and len(row.ids) == len(row.types) <= length
+        full = sum(map(len, task.marks(b is not None))) + a + (b or 0)
+        assert len(row.ids) == min(length, full) and row.cut(*texts) == (full > length)
+        others = [i for i in row.ids if i < 100]
+        assert others == sum(task.marks(b is not None), [])
+        if b is not None:
+            left, right = list(texts[0]), list(texts[1])
+            while len(left) + len(right) > sum(row.kept):  # from the longer one, as BERT's code does
+                (left if len(left) > len(right) else right).pop()
+            assert kept == [left, right]
+            assert row.types == [0] * row.starts[1] + [1] * (len(row.ids) - row.starts[1])
+
+
 def contexts(tmp_path, names=("Anna", "Bernd", "Clara", "David")):
     out = []
     for n in names:
@@ -207,6 +316,66 @@ def test_answers_are_found_in_long_texts(tmp_path):
     assert len(covered) == 12
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.lists(st.sampled_from(["the", "romans", "came", "in", "1066", "morning", "?"]), min_size=1, max_size=40),
+    spans=st.lists(st.tuples(st.integers(0, 39), st.integers(1, 12), st.sampled_from(["", " "])), max_size=3),
+    question=st.lists(st.sampled_from(["the", "romans", "who"]), max_size=3),
+    preset=st.sampled_from(["bert-nano", "bart-nano"]),
+    stride=st.integers(1, 6),
+)
+def test_the_first_answer_that_fits_a_window_is_its_label(tmp_path, capsys, text, spans, question, preset, stride):
+    """Every word is one token here, so that windows and labels can be counted in words."""
+    context, answers = " ".join(text), []
+    for start, count, blank in spans:
+        words = text[start : start + count]
+        if words:
+            at = len(" ".join(text[:start])) + (start > 0)
+            padded = at > 0 and start + count < len(text) and blank
+            answers.append({"answer_start": at - bool(padded), "text": (padded or "") + " ".join(words) + (padded or "")})
+    qa = {"id": "q", "question": " ".join(question), "answers": answers}
+    path = write(tmp_path / "a.json", json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [qa]}]}]}))
+    tokenizer = tokenizers.train("wordpiece", ["who the romans came in 1066 morning ?"] * 5, 200)
+    cfg = models.preset(preset, vocab=len(tokenizer), output="span", pad=tokenizer.pad, length=64)
+    task = objectives.make_task(f"answers(stride={stride})", cfg, tokenizer, 16)
+    marks = {"bert-nano": 3, "bart-nano": 2}[preset]
+    room = 16 - len(question) - marks
+    found = examples.squad(path)
+    capsys.readouterr()
+    items = task.encode(found)
+    starts = [0]
+    while starts[-1] + room < len(text):
+        starts.append(starts[-1] + room - stride)
+    places = [(s, min(len(text), s + n) - 1) for s, n, _ in spans if s < len(text)]
+    first = len(question) + (2 if preset == "bert-nano" else 1)
+    want = [next(((first + a - s, first + z - s) for a, z in places if s <= a and z < s + room), (0, 0)) for s in starts]
+    assert [i["label"] for i in items] == want and all(i["first"] == first for i in items)
+    for i, s in zip(items, starts):
+        part = tokenizer.encode(" ".join(text[s : s + room]))
+        assert i["ids"][first : first + len(part)] == part
+    lost = bool(places) and not any(a for a, _ in want)
+    assert ("1 of 1 questions have no answer that fits a window" in capsys.readouterr().err) is lost
+    if lost:
+        with pytest.raises(DataError, match="question q: no answer of any question fits a window"):
+            task.encode(found, training=True)
+    elif places:
+        assert [i["label"] for i in task.encode(found, training=True)] == [w for w in want if w[0]]
+
+
+def test_blanks_around_an_answer_are_no_part_of_it(tmp_path):
+    text = "The Romans  came."
+    asked = lambda *answers: {"id": "q", "question": "?", "answers": [{"answer_start": a, "text": t} for a, t in answers]}
+    read = lambda *answers: (
+        examples.squad(write(tmp_path / "a.json", json.dumps({"data": [{"paragraphs": [{"context": text, "qas": [asked(*answers)]}]}]})))[
+            0
+        ].label
+    )
+    assert read((3, " Romans  "), (0, "The")) == [(4, "Romans"), (0, "The")] and read((0, "")) == []
+    for answer, say in (((10, "  "), "the answer '  ' is nothing but blanks"), ((-1, "."), "is not at -1 of the text")):
+        with pytest.raises(DataError, match=f"question q: .*{say}"):
+            read(answer)
+
+
 def test_no_answer_is_an_answer(tmp_path):
     tokenizer = tokenizers.train("wordpiece", ["who came the romans came in the morning ?"] * 5, 60)
     cfg = models.preset("bert-nano", vocab=len(tokenizer), output="span", pad=tokenizer.pad, length=64)
@@ -224,6 +393,74 @@ def test_a_choice_is_learnt(tmp_path, preset, task):
     path = write(tmp_path / "c.jsonl", "\n".join(map(json.dumps, lines)))
     held, _ = train(tmp_path, preset, {"task": task, "epochs": 40.0}, path, data={"valid": path})
     assert held["accuracy"] == 1.0
+
+
+CHOICES = (
+    ('"label": -1', "the label -1 must be the number of a choice, 0 to 1"),
+    ('"label": 2', "the label 2 must be the number of a choice, 0 to 1; number them from 0 on"),
+    ('"label": true', "the label true must be"),
+    ('"label": null', "row 1: has no label"),
+    ('"label": "²"', "the label ² must be"),
+)
+
+
+@pytest.mark.parametrize("label,say", CHOICES)
+def test_choices_that_cannot_be(tmp_path, label, say):
+    path = write(tmp_path / "c.jsonl", '{"question": "q", "choices": ["a", "b"], ' + label + "}\n")
+    with pytest.raises(DataError, match=say):
+        objectives.TASKS["choice"].read(data.Data(), path, "train")
+
+
+def test_choices_of_every_form(tmp_path, capsys):
+    read = lambda path, **keys: objectives.TASKS["choice"].read(data.Data(**keys), path, "train")
+    path = write(
+        tmp_path / "c.jsonl",
+        '{"question": "q", "choices": ["a", 2, true], "label": 1.0}\n{"question": "q", "choices": ["c", "d"], "label": "1"}\n',
+    )
+    found = read(path)
+    assert [e.more["choices"] for e in found] == [["a", "2", "true"], ["c", "d"]]
+    with pytest.raises(DataError, match="c.jsonl, row 2: has 2 choices, others 3"):
+        objectives.TASKS["choice"].names(found)
+    tokenizer = tokenizers.train("wordpiece", ["q a c d 2 true"] * 9, 60)
+    cfg = models.preset("bert-nano", vocab=len(tokenizer), output="choice", pad=tokenizer.pad)
+    task = objectives.make_task("choice", cfg, tokenizer, 16)
+    with pytest.raises(DataError, match="c.jsonl, row 2: has 2 choices, others 3"):
+        task.encode(found)
+    assert task.encode(found[:1])[0]["wanted"] == 1
+    two = write(tmp_path / "c.csv", "goal,sol1,sol2,label\nice,a,b,1\n")
+    assert read(two, choices="sol1, sol2")[0].more["choices"] == ["a", "b"]
+    null = write(tmp_path / "n.jsonl", '{"question": "q", "choices": ["a", null], "label": 1}')
+    with pytest.raises(DataError, match="n.jsonl, row 1: needs a list of at least two choices, none of them null"):
+        read(null)
+    write(tmp_path / "o.csv", "goal,a,b,c,label\n" + "ice,x,y,z,1\n" * 30)
+    capsys.readouterr()
+    read(str(tmp_path / "o.csv"), choices="a,b,c")
+    assert "no label of 30 is 0; labels number choices from 0 on" in capsys.readouterr().err
+
+
+def test_one_class_has_one_number(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", "\n".join(f'{{"text": "a b", "label": {v}}}' for v in ("1", "1.0", '"1"', "0")))
+    kind = objectives.TASKS["classification"]
+    found = kind.read(data.Data(), path, "train")
+    tokenizer = tokenizers.train("wordpiece", ["a b c"] * 9, 60)
+    cfg = models.preset("bert-nano", vocab=len(tokenizer), output="sequence", label_names=kind.names(found), pad=tokenizer.pad)
+    assert cfg.label_names == ("0", "1")
+    task = objectives.make_task("classification(cut=true)", cfg, tokenizer, 4)
+    items = task.encode([*found, examples.Example("a b c c", None, None, "here")])
+    assert [i["label"] for i in items] == [1, 1, 1, 0, None] and [i["wanted"] for i in items] == ["1", "1", "1", "0", None]
+    assert [i["cut"] for i in items] == [False] * 4 + [True]
+    assert "1 of 5 texts are cut to what the model reads of them" in capsys.readouterr().err
+
+
+def test_both_sides_of_a_cut_pair_keep_what_there_is_room_for():
+    tokenizer = tokenizers.train("char", ["ab"])
+    cfg = models.preset("gpt-nano", vocab=len(tokenizer), pad=tokenizer.pad)
+    task = objectives.make_task("text(cut=true)", cfg, tokenizer, 16)
+    (item,) = task.encode([examples.Example("ab", "b" * 30, None, "here")])
+    assert (len(item["ids"]), len(item["target"]), item["cut"]) == (2, 11, True)
+    apart = models.preset("t5-nano", vocab=len(tokenizer), pad=tokenizer.pad, start=tokenizer.bos, eos=tokenizer.eos)
+    (item,) = objectives.make_task("text(cut=true)", apart, tokenizer, 16).encode([examples.Example("a" * 15, "b" * 16, None, "here")])
+    assert (len(item["ids"]), len(item["target"])) == (15, 15)
 
 
 def test_text_to_text_with_several_tasks(tmp_path):

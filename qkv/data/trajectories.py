@@ -6,6 +6,8 @@ Dims: E episodes, N steps of all of them, S numbers of a state, A numbers of an 
 import contextlib
 import os
 import sys
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +41,7 @@ class Trajectory:
 def read(cfg):
     """[Trajectory] of a Data config: of the file data.source, or collected in data.env by data.policy, once, and kept in the cache. Raises DataError."""
     source = Path(str(cfg.source)).expanduser()
-    if source.suffix == ".npz":
+    if source.suffix.lower() == ".npz":
         return load(source)
     if cfg.env is None:
         raise DataError(
@@ -58,41 +60,46 @@ def read(cfg):
     return load(path)
 
 
-def load(path):
+def load(path: str | Path) -> list[Trajectory]:
+    """[Trajectory] of an .npz file: states (N, S), actions (N,) of numbers or (N, A), rewards (N,), and ends
+    (E,), the step behind each episode. Raises DataError for a damaged file, arrays that do not belong together,
+    and values that are no numbers."""
     try:
-        with np.load(path, allow_pickle=False) as z:
+        z = np.load(path, allow_pickle=False)
+        if not isinstance(z, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array")
+        with z:
             parts = {n: z[n] for n in z.files}
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise DataError(f"{path} cannot be read as trajectories ({str(e)[:100]})") from None
-    missing = {"states", "actions", "rewards", "ends"} - set(parts)
+    missing = [n for n in ("states", "actions", "rewards", "ends") if n not in parts]
     if missing:
-        raise DataError(
-            f"{path} has no array {', '.join(sorted(missing))}; trajectories are states (N, S), actions (N,) or (N, A), rewards (N,), ends (E,)"
-        )
+        what = "trajectories are states (N, S), actions (N,) or (N, A), rewards (N,), ends (E,)"
+        raise DataError(f"{path} has no array {', '.join(missing)}; {what}")
     s, a, r, ends = (parts[n] for n in ("states", "actions", "rewards", "ends"))
-    if (
-        s.ndim != 2
-        or a.ndim not in (1, 2)
-        or r.ndim != 1
-        or not len(s) == len(a) == len(r)
-        or not len(ends)
-        or ends[-1] != len(s)
-        or (np.diff(ends, prepend=0) < 1).any()
-    ):
-        raise DataError(
-            f"{path}: states {s.shape}, actions {a.shape}, rewards {r.shape} and ends to {ends[-1] if len(ends) else 0} do not belong together"
-        )
-    if a.ndim == 1 and not np.issubdtype(a.dtype, np.integer):
-        a = a[:, None]
+    if ends.ndim != 1 or not np.issubdtype(ends.dtype, np.integer):
+        raise DataError(f"{path}: ends are whole numbers in a row, not {ends.dtype} of shape {ends.shape}")
+    ends = ends.astype(np.int64)  # of unsigned numbers a difference is never below 0
+    last = ends[-1] if len(ends) else 0
+    fits = s.ndim == 2 and a.ndim in (1, 2) and r.ndim == 1 and len(s) == len(a) == len(r) == last
+    if not fits or not last or (np.diff(ends, prepend=0) < 1).any():
+        shapes = f"states {s.shape}, actions {a.shape}, rewards {r.shape} and ends to {last}"
+        raise DataError(f"{path}: {shapes} do not belong together")
     for n, x in (("states", s), ("actions", a), ("rewards", r)):
-        if not np.isfinite(x).all():
-            raise DataError(
-                f"{path}: {n}, step {int(np.nonzero(~np.isfinite(x).reshape(len(x), -1).all(1))[0][0])} holds something that is no number"
-            )
-    cut = lambda x: np.split(x, ends[:-1])
-    return [
-        Trajectory(*t) for t in zip(cut(s.astype(np.float32)), cut(a if a.ndim == 1 else a.astype(np.float32)), cut(r.astype(np.float32)))
-    ]
+        if not (np.issubdtype(x.dtype, np.number) and np.isrealobj(x)) and x.dtype != bool:
+            raise DataError(f"{path}: {n} are {x.dtype}, and numbers are wanted")
+    discrete = a.ndim == 1 and not np.issubdtype(a.dtype, np.floating)
+    with np.errstate(over="ignore"):
+        s, r, a = s.astype(np.float32), r.astype(np.float32), a.astype(np.int64 if discrete else np.float32)
+    a = a[:, None] if a.ndim == 1 and not discrete else a
+    for n, x in (("states", s), ("actions", a), ("rewards", r)):
+        odd = np.nonzero(~np.isfinite(x).reshape(len(x), -1).all(1))[0]
+        if len(odd):
+            raise DataError(f"{path}: {n}, step {odd[0]} holds something that is no number, or too large for one")
+    if discrete and (a < 0).any():
+        step = int((a < 0).argmax())
+        raise DataError(f"{path}: actions, step {step} is {a[step]}; actions are numbered from 0 on")
+    return [Trajectory(*t) for t in zip(*(np.split(x, ends[:-1]) for x in (s, a, r)))]
 
 
 def save(path, found):

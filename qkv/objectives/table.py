@@ -3,6 +3,10 @@
 Dims: B rows, N columns that the model reads, C columns of the file, K outputs.
 """
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +14,7 @@ import torch.nn.functional as F
 from ..data import columns
 from ..data.batches import Batch
 from ..data.columns import Columns
+from ..data.examples import Example, classes, gone, note
 from ..data.text import DataError
 from ..models.loss import IGNORE
 from .base import Loss
@@ -34,10 +39,30 @@ def losses(model, x, wanted, sparsity):
     return wrong + plain + (wrong - plain).detach() * likely + sparsity * out["selection"].mean(1), wrong
 
 
+def _mixed(name: str, cells: Sequence[Any], where: Sequence[str]) -> None:
+    """Says where a column of numbers is read as one of categories because of a few words."""
+    words = [i for i, cell in enumerate(cells) if columns.number(cell) is None]
+    if words and 10 * len(words) < sum(not gone(cell) for cell in cells):
+        what = f"column '{name}' is read as categories, not numbers, because of {len(words)} cells"
+        note(f"{where[words[0]]}: {what} as {cells[words[0]]!r} here")
+
+
+def _cells(names: Sequence[str], examples: Sequence[Example]) -> list[list[Any]]:
+    """The cells of each column, by its name. Raises DataError for a row that has none of that name."""
+    for given, e in {e.more["names"]: e for e in examples}.items():
+        missing = [n for n in names if n not in given]
+        if missing:
+            what = f"there is no column '{missing[0]}', which the model reads"
+            raise DataError(f"{e.where}: {what}; it reads {', '.join(names)}")
+    return [[e.text[e.more["names"].index(n)] for e in examples] for n in names]
+
+
 class Table(Task):
-    """The column data.target of a CSV, TSV or JSON lines file, from all others: numbers (standardised; a missing one is the mean), and categories, which are words, or numbers that
-    a column mixes with words. A class if it holds words, or at most twenty whole numbers; else a number. sparsity: weight of what keeps masks sparse, by default that of the
-    model's kind. auc (of two classes), accuracy, or explained, the share of the variance."""
+    """The column data.target of a CSV, TSV or JSON lines file, from all others: numbers (standardised; a
+    missing one is the mean), and categories, which are words, or numbers that a column mixes with words. A
+    class if it holds words, or at most twenty whole numbers; else a number. sparsity: weight of what keeps
+    masks sparse, by default that of the model's kind. auc (of two classes), accuracy, or explained, the share
+    of the variance."""
 
     outputs = {"TabularDecider": "table", "Selector": "table", "Perceptron": "table"}
     kind = "table"
@@ -57,47 +82,73 @@ class Table(Task):
         return columns.read(cfg, source, part)
 
     @classmethod
-    def shape(cls, examples):
+    def described(cls, example: Example) -> str:
+        cells = ", ".join(f"{n}={cell}" for n, cell in zip(example.more["names"], example.text))
+        return f"{example.where}: {cells[:400]}  ->  {example.label}"
+
+    @classmethod
+    def shape(cls, examples: list[Example]) -> dict[str, Any]:
+        """What the training rows say of a model: its columns, and the classes or the scale of what is asked
+        for. Raises DataError where that is always the same, or not finite."""
         named = [e for e in examples if e.label is not None]
         if not named:
             raise DataError(f"{examples[0].where}: the column that is asked for holds nothing")
-        found = Columns.of(named[0].more["names"], list(zip(*(e.text for e in named))), bins=named[0].more["bins"])
+        names, where = named[0].more["names"], [e.where for e in named]
+        table = _cells(names, named)
+        for name, cells in zip(names, table):
+            _mixed(name, cells, where)
+        found = Columns.of(names, table, bins=named[0].more["bins"], where=where)
         out = found.fields() | {"columns": found.plain()}
-        values = [columns.number(e.label) for e in named]
-        kinds = {str(e.label) for e in named}
-        if None in values or (len(kinds) <= 20 and all(v == v // 1 for v in values)):
-            order = sorted(kinds, key=lambda k: (columns.number(k) is None, columns.number(k) or 0, k))
-            if len(order) < 2:
-                raise DataError(f"{named[0].where}: the column that is asked for is always {order[0]}")
-            return out | {"outputs": len(order), "label_names": tuple(order)}
-        return out | {"outputs": 1, "label_names": None, "middle": float(np.mean(values)), "spread": float(np.std(values))}
+        kinds = classes(e.label for e in named)
+        if len(kinds) < 2:
+            raise DataError(f"{named[0].where}: the column that is asked for is always {kinds[0]}")
+        values = [v for e in named if (v := columns.number(e.label)) is not None]
+        if len(values) < len(named) or (len(kinds) <= 20 and all(v == v // 1 for v in values)):
+            return out | {"outputs": len(kinds), "label_names": kinds}
+        odd = next((e for e, v in zip(named, values) if not math.isfinite(v)), None)
+        if odd is not None:
+            raise DataError(f"{odd.where}: {odd.label!r}, which is asked for, is not finite")
+        middle, spread = float(np.mean(values)), float(np.std(values))
+        return out | {"outputs": 1, "label_names": None, "middle": middle, "spread": spread}
 
     def encode(self, examples, training=False):
+        bare = [e for e in examples if e.label is None] if training else []
+        if bare:
+            what = f"{len(bare)} of {len(examples)} rows have nothing in the column that is asked for"
+            note(f"{bare[0].where}: {what}, this one the first; they are left out of training")
         examples = [e for e in examples if e.label is not None] if training else examples
-        for e in examples:
-            if e.more["names"] != self.columns.names:
-                missing = [n for n in self.columns.names if n not in e.more["names"]]
-                if missing:
-                    raise DataError(
-                        f"{e.where}: there is no column '{missing[0]}', which the model reads; it reads {', '.join(self.columns.names)}"
-                    )
-        names = self.columns.names
-        cells = [e.text if e.more["names"] == names else [e.text[e.more["names"].index(n)] for n in names] for e in examples]
-        x = torch.from_numpy(self.columns.read(list(zip(*cells)), f"{examples[0].where.rsplit(',', 1)[0]}: "))
-        return [{"ids": (), "row": row, "wanted": e.label, "target": self.target(e), "where": e.where} for row, e in zip(x, examples)]
+        names, where = self.columns.names, [e.where for e in examples]
+        surplus = {n: e.where for e in reversed(examples) for n in e.more["names"] if n not in names}
+        for name, row in surplus.items():
+            note(f"{row}: the column '{name}' is not read, since training did not have it")
+        table = _cells(names, examples)
+        x = torch.from_numpy(self.columns.read(table, where))
+        for at, (column, cells) in enumerate(zip(self.columns.columns, table)):
+            new = (x[:, self.columns.owner == at] == 0).nonzero()[:, 0].tolist() if column.levels else []
+            if new:
+                what = f"{len(new)} cells of column '{column.name}' hold categories that training did not see"
+                note(f"{where[new[0]]}: {what}, as {cells[new[0]]!r} here")
+        said = [self.wanted(e) for e in examples]
+        return [
+            {"ids": (), "row": row, "wanted": wanted, "target": self.target(e), "where": e.where}
+            for row, wanted, e in zip(x, said, examples)
+        ]
 
-    def target(self, e):
+    def target(self, e: Example) -> int | float:
         """Number of the class, or the standardised number; IGNORE of a row without one."""
         if e.label is None:
             return IGNORE
         if self.names_ is not None:
-            if str(e.label) not in self.names_:
-                raise DataError(f"{e.where}: {str(e.label)!r} was not seen in training; there were {', '.join(self.names_)}")
-            return self.names_.index(str(e.label))
+            return self.number(e.label, e.where)
         value = columns.number(e.label)
-        if value is None:
-            raise DataError(f"{e.where}: {e.label!r} is no number")
+        if value is None or not math.isfinite(value):
+            raise DataError(f"{e.where}: {e.label!r}, which is asked for, is no finite number")
         return (value - self.config.middle) / self.config.spread
+
+    def wanted(self, e: Example) -> str | None:
+        """What is asked for, as the model says it: the name of a class, or the number as it is written."""
+        named = e.label is not None and self.names_ is not None
+        return self.names_[self.number(e.label, e.where)] if named else e.label
 
     def pairs(self, items, rng):
         kind = torch.long if self.names_ is not None else torch.float32

@@ -3,18 +3,51 @@
 Dims: B examples, C choices, T tokens, N labels.
 """
 
+import functools
+import itertools
+import math
 import typing
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from ..data import examples as read
 from ..data.batches import Batch, padded
+from ..data.examples import Example
 from ..data.text import DataError
 from ..models.loss import IGNORE, token_loss
 from .base import Loss, Objective
 from .language import Causal
 from .restore import SequenceToSequence
+
+
+class Row(typing.NamedTuple):
+    """What a model reads of one text or two: ids, types (0 of the first, 1 of the second), and of each text
+    where it begins in ids and how many of its tokens are there."""
+
+    ids: list[int]
+    types: list[int]
+    starts: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    def cut(self, *texts: list[int] | None) -> bool:
+        """Were these texts shortened?"""
+        return sum(self.kept) < sum(len(t) for t in texts if t is not None)
+
+
+def brief(value: typing.Any, width: int = 160) -> str:
+    """A value of an example in a line of at most `width` characters; what is no text by its size or kind."""
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(brief(v) for v in value[:width])
+    elif hasattr(value, "shape"):
+        value = f"{' x '.join(map(str, value.shape))} values"
+    elif isinstance(value, bytes):
+        value = f"{len(value):,} bytes"
+    elif not isinstance(value, (str, int, float, Path)):
+        value = f"a {type(value).__name__}"
+    line = " ".join(str(value).split())
+    return line if len(line) <= width else f"{line[: width - 4]} ..."
 
 
 class Task(Objective):
@@ -48,9 +81,27 @@ class Task(Objective):
         return ", ".join(i["wanted"] + ("" if s == i["wanted"] else f" ({word}: {s})") for i, s in zip(items, said))
 
     @classmethod
-    def read(cls, cfg, source, part):
-        """Examples of a source, for a Data config."""
-        return read.table(source, {c: getattr(cfg, c) for c in cls.columns}, part, cfg.errors)
+    def read(cls, cfg: typing.Any, source: str, part: str) -> list[Example]:
+        """Examples of a source, for a Data config. Those to train on and to choose the best model by must have
+        a label where the task has any; of others (part=test) the model only says something."""
+        found = read.table(source, {c: getattr(cfg, c) for c in cls.columns}, part, cfg.errors)
+        return cls.labelled(found) if "label" in cls.columns and part in ("train", "valid") else found
+
+    @classmethod
+    def labelled(cls, examples: list[Example]) -> list[Example]:
+        """The examples. Raises DataError for one without a label."""
+        for e in examples:
+            if e.label in (None, ""):
+                what = "has no label (an empty cell, null or NaN is none)"
+                raise DataError(f"{e.where}: {what}; leave it out, or name the column: data.label=NAME")
+        return examples
+
+    @classmethod
+    def described(cls, example: Example) -> str:
+        """An example as it was read, in a line: where it stands, its texts and its label."""
+        e = example
+        texts = " | ".join(brief(x) for x in (e.text, e.pair) if x is not None)
+        return f"{e.where}: {texts}" + ("" if e.label is None else f"  ->  {brief(e.label)}")
 
     @classmethod
     def names(cls, examples):
@@ -68,38 +119,62 @@ class Task(Objective):
         for part in (e.text, e.pair, e.more.get("choices"), e.more.get("task") and f"{e.more['task']}: "):
             yield from [] if part is None else [part] if isinstance(part, str) else map(str, part)
 
-    def number(self, label, where):
-        """The class number of a label."""
-        names = self.config.label_names
-        if str(label) not in names:
-            raise DataError(f"{where}: the label {str(label)!r} was not seen in training; there were {', '.join(names)}")
-        return names.index(str(label))
+    @functools.cached_property
+    def numbers(self) -> dict[str, int]:
+        """{what a class is known by: its number}."""
+        return {read.spelled(name): i for i, name in enumerate(self.config.label_names)}
 
-    def around(self, a, b, where):
-        """(ids, types) of one or two texts with what the topology puts around them. Raises DataError for one that is too long."""
+    def number(self, label: typing.Any, where: str) -> int:
+        """The class number of a label."""
+        if read.spelled(label) not in self.numbers:
+            names = ", ".join(self.config.label_names)
+            raise DataError(f"{where}: the label {str(label)!r} was not seen in training; there were {names}")
+        return self.numbers[read.spelled(label)]
+
+    def marks(self, paired: bool) -> tuple[list[int], list[int], list[int]]:
+        """Ids that the topology puts before, between and behind texts. Raises ValueError for a tokenizer that
+        lacks one which the task cannot do without."""
         t = self.tokenizer
         ends = [] if t.eos is None or t.eos == t.pad else [t.eos]
         if self.topology == "Encoder":
-            first, mid, last = [t.cls], [t.sep], [t.sep]
             if None in (t.cls, t.sep):
                 raise ValueError("this task needs a tokenizer with [CLS] and [SEP]")
+            first, mid, last = [t.cls], [t.sep], [t.sep]
         elif self.topology == "Decoder":  # delimiters (GPT-1, 2018, section 3.3)
             first = [] if t.bos is None or t.bos == t.pad else [t.bos]
-            mid, last = [t.sep if t.sep is not None else t.eos], ends
+            mid, last = [i for i in (t.sep, t.eos) if i is not None][:1], ends
         else:
             first, mid, last = [], ends, ends
-        room = self.length - len(first) - len(last) - (len(mid) if b is not None else 0)
-        over = len(a) + len(b or ()) - room
-        if over > 0:
-            if not self.cut:
-                raise DataError(
-                    f"{where}: has {len(a) + len(b or ())} tokens and the model reads {room} of them; shorten it, or cut such texts: "
-                    f"task='{self.written}(cut=true)'"
-                )
+        if paired and not mid:
+            raise ValueError("this task reads two texts, and the tokenizer has no token to put between them")
+        return first, mid if paired else [], last
+
+    def around(self, a: list[int], b: list[int] | None, where: str) -> Row:
+        """The Row of one or two texts with what the topology puts around them. Raises DataError for one that
+        is too long, or that is nothing at all."""
+        first, mid, last = self.marks(b is not None)
+        room = self.length - len(first) - len(mid) - len(last)
+        size = len(a) + len(b or ())
+        if size > room and (not self.cut or room < 1):
+            what = f"has {size} tokens and the model reads {max(0, room)} of them"
+            raise DataError(f"{where}: {what}; shorten it, or cut such texts: task='{self.written}(cut=true)'")
+        if size > room:
             a, b = (a[:room], b) if b is None else _shortened(a, b, room)
-        ids = [*first, *a, *last] if b is None else [*first, *a, *mid, *b, *last]
-        types = [0] * len(ids) if b is None else [0] * (len(first) + len(a) + len(mid)) + [1] * (len(b) + len(last))
-        return ids, types
+        front = [*first, *a, *mid]
+        ids = [*front, *(b or ()), *last]
+        if not ids:
+            raise DataError(f"{where}: has no tokens, and the model puts none around a text; leave it out")
+        behind = 0 if b is None else 1  # of a single text all is of the first
+        types = [0] * len(front) + [behind] * (len(ids) - len(front))
+        if b is None:
+            return Row(ids, types, (len(first),), (len(a),))
+        return Row(ids, types, (len(first), len(front)), (len(a), len(b)))
+
+    def note_cut(self, items: list[dict]) -> None:
+        """Says how many of the items were shortened, where some were."""
+        count = sum(i["cut"] for i in items)
+        if count:
+            read.note(f"{count} of {len(items)} texts are cut to what the model reads of them (cut=true)")
 
     @property
     def written(self):
@@ -127,11 +202,10 @@ class Task(Objective):
         return "\n".join(word(i, s) for i, s in zip(items, said))
 
 
-def _shortened(a, b, room):
-    """Both cut, the longer one first, until they fit."""
-    most = max(room // 2, room - min(len(a), len(b)))
-    a, b = (a[:most], b[: room - len(a[:most])]) if len(a) > len(b) else (a, b)
-    return (a, b[: room - len(a)]) if len(a) + len(b) > room else (a, b)
+def _shortened(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Both cut, token by token from the longer one, until they fit."""
+    most = max((room + 1) // 2, room - len(b))
+    return a[:most], b[: room - len(a[:most])]
 
 
 class Classification(Task):
@@ -142,11 +216,15 @@ class Classification(Task):
     outputs = {"Encoder": "sequence", "Decoder": "sequence", "EncoderDecoder": "sequence", "Recurrent": "sequence"}
 
     @classmethod
-    def names(cls, examples):
-        for e in examples:
-            if e.label is None or e.label == "":
-                raise DataError(f"{e.where}: has no label; name its column with data.label=NAME")
-        return tuple(sorted({str(e.label) for e in examples}, key=lambda x: (0, int(x), x) if x.lstrip("-").isdigit() else (1, 0, x)))
+    def names(cls, examples: list[Example]) -> tuple[str, ...]:
+        """The classes. Raises DataError for an example without a label, and for labels that are measures."""
+        names = read.classes(e.label for e in cls.labelled(examples))
+        values = [v for name in names if (v := read.number(name)) is not None]
+        if len(names) > 20 and len(values) == len(names) and any(v % 1 for v in values if math.isfinite(v)):
+            odd = next(e for e in examples if float(e.label) % 1)
+            what = f"the label {odd.label} is one of {len(names)} different numbers, which are no classes"
+            raise DataError(f"{odd.where}: {what}; round them")
+        return names
 
     def __init__(self, tokenizer, config, length, auxiliary=0.0, weights="none", cut=False):
         super().__init__(tokenizer, config, length, cut)
@@ -159,9 +237,12 @@ class Classification(Task):
     def encode(self, examples, training=False):
         out = []
         for e, a, b in zip(examples, self.texts(examples, "text"), self.texts(examples, "pair")):
-            ids, types = self.around(a, b, e.where)
+            row = self.around(a, b, e.where)
             label = None if e.label is None else self.number(e.label, e.where)
-            out.append({"ids": ids, "types": types, "label": label, "wanted": e.label, "where": e.where})
+            wanted = None if label is None else self.config.label_names[label]
+            item = {"ids": row.ids, "types": row.types, "label": label, "wanted": wanted, "where": e.where}
+            out.append(item | {"cut": row.cut(a, b)})
+        self.note_cut(out)
         if training and self.weights == "balanced":
             counts = torch.bincount(torch.tensor([i["label"] for i in out]), minlength=self.config.labels).clamp(min=1)
             self.weigh = len(out) / (self.config.labels * counts.float())
@@ -200,34 +281,55 @@ class Tagging(Task):
     """A tag for every word, at its first piece (BERT, 2018, section 5.3); entities are read off BIO tags."""
 
     outputs = {"Encoder": "tokens", "Decoder": "tokens", "Recurrent": "tokens"}
-    metric, kind = "f1", "tagging"
+    metric, kind, columns = "f1", "tagging", ("text", "label")
 
     @classmethod
     def read(cls, cfg, source, part):
-        return read.conll(source, part, cfg.errors)
+        return read.conll(source, part, cfg.errors, cfg.text, cfg.label)
+
+    @classmethod
+    def words(cls, example):
+        yield " ".join(example.text)  # words as they are encoded, with blanks before them
+
+    @classmethod
+    def described(cls, example: Example) -> str:
+        return f"{example.where}: {brief(' '.join(map('/'.join, zip(example.text, example.label))), 300)}"
 
     @classmethod
     def names(cls, examples):
         return tuple(sorted({t for e in examples for t in e.label}, key=lambda t: (t != "O", t[2:], t)))
 
+    @functools.cached_property
+    def blanks(self) -> set[int]:
+        """Ids of pieces that are nothing but blanks."""
+        return {i for i, piece in enumerate(self.tokenizer.pieces()) if not piece.strip(" \u0120\u2581")}
+
+    def pieces(self, ids: list[int], word: str, where: str) -> tuple[list[int], int]:
+        """(ids of a word, at which of them it begins): an unknown one for a word that encodes to nothing, and
+        the first that is no blank. Raises DataError for a word that no token stands for."""
+        if not ids and self.tokenizer.unk is None:
+            raise DataError(f"{where}: the tokenizer has no token for the word {word!r}; leave it out")
+        ids = ids or [self.tokenizer.unk]
+        return ids, next((k for k, piece in enumerate(ids) if piece not in self.blanks), 0)
+
     def encode(self, examples, training=False):
+        """first: where each word begins in ids, None for words that were cut off."""
         spaced = [w if i == 0 else f" {w}" for e in examples for i, w in enumerate(e.text)]
-        pieces, out = iter(self.tokenizer.encode_all(spaced)), []
+        encoded, out = iter(self.tokenizer.encode_all(spaced)), []
         for e in examples:
-            words = [next(pieces) or [self.tokenizer.unk or 0] for _ in e.text]
-            flat = [p for w in words for p in w]
-            ids, types = self.around(flat, None, e.where)
-            before = 1 if ids[: len(flat)] != flat else 0
-            at, first = before, []
-            for w in words:
-                first.append(at)
-                at += len(w)
-            first = [f for f in first if f < before + len(ids)]
-            labels = [IGNORE] * len(ids)
-            for f, tag in zip(first, e.label or ()):
-                if f < len(ids):
-                    labels[f] = self.number(tag, e.where)
-            out.append({"ids": ids, "types": types, "labels": labels, "first": first, "wanted": e.label, "where": e.where})
+            words = [self.pieces(next(encoded), w, e.where) for w in e.text]
+            flat = [p for ids, _ in words for p in ids]
+            row = self.around(flat, None, e.where)
+            ends = itertools.accumulate((len(ids) for ids, _ in words), initial=0)
+            begins = [end + k for end, (_, k) in zip(ends, words)]
+            first = [row.starts[0] + at if at < row.kept[0] else None for at in begins]
+            labels = [IGNORE] * len(row.ids)
+            for at, tag in zip(first, e.label or ()):
+                if at is not None:
+                    labels[at] = self.number(tag, e.where)
+            item = {"ids": row.ids, "types": row.types, "labels": labels, "first": first}
+            out.append(item | {"wanted": e.label, "where": e.where, "cut": row.cut(flat)})
+        self.note_cut(out)
         return out
 
     def pairs(self, items, rng):
@@ -246,7 +348,14 @@ class Tagging(Task):
         """The tags of each item's words; O for words that were cut off."""
         best = model(**self.pairs(items, None).to(device).inputs)["logits"].argmax(-1).tolist()
         names = self.config.label_names
-        return [[names[row[f]] if f < len(i["ids"]) else "O" for f in i["first"]] for i, row in zip(items, best)]
+        return [["O" if at is None else names[row[at]] for at in i["first"]] for i, row in zip(items, best)]
+
+
+def covered(answer: tuple[int, str], offsets: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first and the last token that hold some of an answer (its place and text); None where none does."""
+    start, end = answer[0], answer[0] + len(answer[1])
+    inside = [i for i, (x, y) in enumerate(offsets) if x < end and y > start]
+    return (inside[0], inside[-1]) if inside else None
 
 
 class Answering(Task):
@@ -267,45 +376,50 @@ class Answering(Task):
     def read(cls, cfg, source, part):
         return read.squad(source, part, cfg.errors)
 
+    @classmethod
+    def described(cls, example: Example) -> str:
+        e = example
+        answers = " | ".join(text for _, text in e.label) or "no answer"
+        return f"{e.where}: {brief(e.text)} | {brief(e.pair, 240)}  ->  {brief(answers)}"
+
     def encode(self, examples, training=False):
-        """One item a window."""
+        """One item a window. label: the first and the last token of the first answer that lies in it, (0, 0)
+        where none does; in training such windows of questions with answers are left out. Says how many
+        questions have no answer that fits a window. Raises DataError for a question that leaves no room for
+        the text, and where nothing is left to train on."""
         self.unanswerable = self.unanswerable or any(not e.label for e in examples)
         questions = self.texts(examples, "text")
-        encoded = {}
-        out = []
+        encoded, lost, out = {}, [], []
         for number, (e, q) in enumerate(zip(examples, questions)):
             if e.pair not in encoded:
                 whole = self.tokenizer.engine.encode(e.pair, add_special_tokens=False)
                 encoded[e.pair] = whole.ids, whole.offsets
             ids, offsets = encoded[e.pair]
-            room = self.length - len(q) - 3
+            room = self.length - len(q) - sum(map(len, self.marks(True)))
             if room <= self.stride:
-                raise DataError(
-                    f"{e.where}: the question has {len(q)} tokens, which leaves {room} of {self.length} for the text; lower stride, or shorten it"
-                )
-            start = 0
-            while True:
-                part = ids[start : start + room]
-                around, types = self.around(q, part, e.where)
-                first = next(i for i in range(len(around)) if around[i : i + len(part)] == part and i >= len(q)) if part else len(q)
-                label = self._label(e.label, offsets[start : start + len(part)], first)
-                if not (training and label == (0, 0) and e.label):  # in training, windows without the answer teach nothing much
-                    out.append({"ids": around, "types": types, "label": label, "first": first, "offsets": offsets[start : start + len(part)],
-                                "question": number, "context": e.pair, "wanted": [t for _, t in e.label], "where": e.where, **e.more})  # fmt: skip
-                if start + room >= len(ids):
-                    break
-                start += room - self.stride
+                what = f"the question has {len(q)} tokens, which leaves {room} of {self.length} for the text"
+                raise DataError(f"{e.where}: {what}; lower stride={self.stride}, or shorten it")
+            spans = [span for a in e.label or () if (span := covered(a, offsets)) is not None]
+            fits = False
+            for start in range(0, max(1, len(ids) - self.stride), room - self.stride):
+                part = offsets[start : start + room]
+                row = self.around(q, ids[start : start + room], e.where)
+                first = row.starts[1]
+                inside = next(((a, z) for a, z in spans if start <= a and z < start + len(part)), None)
+                label = (0, 0) if inside is None else tuple(first + at - start for at in inside)
+                fits = fits or inside is not None
+                if inside is not None or not e.label or not training:
+                    item = {"ids": row.ids, "types": row.types, "label": label, "first": first, "offsets": part}
+                    item |= {"question": number, "context": e.pair, "wanted": [t for _, t in e.label]}
+                    out.append(item | {"where": e.where} | e.more)
+            if e.label and not fits:
+                lost.append(e.where)
+        if lost:
+            what = f"{len(lost)} of {len(examples)} questions have no answer that fits a window"
+            read.note(f"{lost[0]}: {what}, this one the first; windows share stride={self.stride} tokens")
+        if training and not out:
+            raise DataError(f"{lost[0]}: no answer of any question fits a window; raise data.length or stride")
         return out
-
-    @staticmethod
-    def _label(answers, offsets, first):
-        if not answers:
-            return 0, 0
-        a, z = answers[0][0], answers[0][0] + len(answers[0][1])
-        inside = [i for i, (x, y) in enumerate(offsets) if x < z and y > a]
-        if not inside or offsets[inside[0]][0] > a or offsets[inside[-1]][1] < z:
-            return 0, 0
-        return first + inside[0], first + inside[-1]
 
     def pairs(self, items, rng):
         inputs = self.inputs(items)
@@ -334,7 +448,7 @@ class Answering(Task):
             allowed = torch.ones_like(scores).triu().tril(self.longest - 1).bool()
             best = int(scores.masked_fill(~allowed, -torch.inf).argmax())
             x, y = i["offsets"][best // n][0], i["offsets"][best % n][1]
-            found.append((float(scores.flatten()[best]), i["context"][x:y], none))
+            found.append((float(scores.flatten()[best]), i["context"][x:y].strip(), none))
         return found
 
     def predict(self, model, items, device="cpu"):
@@ -371,28 +485,60 @@ class Choice(Task):
         columns = {c: getattr(cfg, c) for c in cls.columns} | {f"choice{i}": n for i, n in enumerate(names)}
         out = read.table(source, columns, part, cfg.errors)
         for e in out:
-            texts = [e.more[f"choice{i}"] for i in range(len(names))]
-            e.more = {"choices": texts[0] if isinstance(texts[0], list) else texts}
-            if not isinstance(e.more["choices"], list) or len(e.more["choices"]) < 2:
-                raise DataError(f"{e.where}: needs a list of at least two choices; name its columns with data.choices=a,b")
-            if e.label is not None and not (str(e.label).isdigit() and int(e.label) < len(e.more["choices"])):
-                raise DataError(f"{e.where}: the label {e.label!r} must be the number of a choice, 0 to {len(e.more['choices']) - 1}")
+            given = [e.more[f"choice{i}"] for i in range(len(names))]
+            given = given[0] if len(given) == 1 and isinstance(given[0], list) else given
+            choices = [read.written(c, e.where, "choices") for c in given]
+            if len(choices) < 2 or None in choices:
+                what = "needs a list of at least two choices, none of them null"
+                raise DataError(f"{e.where}: {what}; name its columns with data.choices=a,b")
+            e.more = {"choices": choices}
+            cls.chosen(e)
+        if part in ("train", "valid"):
+            cls.labelled(out)
+        if len(out) > 20 and all(cls.chosen(e) for e in out):
+            read.note(f"{out[0].where}: no label of {len(out)} is 0; labels number choices from 0 on")
         return out
 
     @classmethod
+    def chosen(cls, e: Example) -> int | None:
+        """The number of the choice that a label names, from 0. Raises DataError for one that names none."""
+        label, count = None if e.label is None else read.spelled(e.label), len(e.more["choices"])
+        if label is not None and label not in map(str, range(count)):
+            hint = "; number them from 0 on" if label == str(count) else ""
+            what = f"the label {e.label} must be the number of a choice, 0 to {count - 1}"
+            raise DataError(f"{e.where}: {what}{hint}")
+        return None if label is None else int(label)
+
+    @classmethod
+    def described(cls, example: Example) -> str:
+        e, right = example, cls.chosen(example)
+        choices = [f"{'*' if i == right else ''}{brief(c)}" for i, c in enumerate(e.more["choices"])]
+        line = " | ".join([brief(e.text), *choices])
+        return f"{e.where}: {line}" + ("" if right is None else f"  ->  {e.label}")
+
+    @classmethod
     def names(cls, examples):
-        counts = {len(e.more["choices"]) for e in examples}
-        if len(counts) > 1:
-            odd = next(e for e in examples if len(e.more["choices"]) != len(examples[0].more["choices"]))
-            raise DataError(f"{odd.where}: has {len(odd.more['choices'])} choices, others {len(examples[0].more['choices'])}")
-        return None
+        cls.alike(cls.labelled(examples))
+
+    @classmethod
+    def alike(cls, examples: list[Example]) -> None:
+        """Raises DataError where not all examples have as many choices."""
+        for e in examples:
+            there, others = len(e.more["choices"]), len(examples[0].more["choices"])
+            if there != others:
+                raise DataError(f"{e.where}: has {there} choices, others {others}")
 
     def encode(self, examples, training=False):
+        self.alike(examples)
         out = []
         for e, q in zip(examples, self.texts(examples, "text")):
-            rows = [self.around(q, c, e.where) for c in self.tokenizer.encode_all([str(c) for c in e.more["choices"]])]
-            out.append({"rows": rows, "ids": max((r[0] for r in rows), key=len), "label": None if e.label is None else int(e.label),
-                        "wanted": e.label, "where": e.where})  # fmt: skip
+            choices = self.tokenizer.encode_all(e.more["choices"])
+            rows = [self.around(q, c, e.where) for c in choices]
+            right = self.chosen(e)
+            item = {"rows": [(r.ids, r.types) for r in rows], "ids": max((r.ids for r in rows), key=len)}
+            item |= {"label": right, "wanted": right, "where": e.where}
+            out.append(item | {"cut": any(r.cut(q, c) for r, c in zip(rows, choices))})
+        self.note_cut(out)
         return out
 
     def pairs(self, items, rng):
@@ -453,24 +599,37 @@ class Text(Task):
             for e in found:
                 if e.pair in (None, ""):
                     raise DataError(f"{e.where}: has no target text; name its column with data.pair=NAME")
+                if task:
+                    e.more["task"] = read.written(e.more["task"], e.where, "task")
                 e.more.setdefault("task", path.stem.partition(".")[0] if len(paths) > 1 else None)
             out += found
         return out
 
+    @staticmethod
+    def source(e: Example) -> str:
+        """What is read of an example: its text, behind the name of its task where it has one."""
+        return f"{e.more['task']}: {e.text}" if e.more.get("task") else e.text
+
+    @classmethod
+    def described(cls, example: Example) -> str:
+        return f"{example.where}: {brief(cls.source(example))}  ->  {brief(example.pair)}"
+
     def encode(self, examples, training=False):
-        before = lambda e: f"{e.more['task']}: {e.text}" if e.more.get("task") else str(e.text)
-        a, b = self.tokenizer.encode_all([before(e) for e in examples]), self.tokenizer.encode_all([str(e.pair) for e in examples])
-        out = []
-        for e, x, y in zip(examples, a, b):
-            size = len(x) + len(y) + 3 if self.topology == "Decoder" else max(len(x), len(y)) + 1
-            if size > self.length:
-                if not self.cut:
-                    raise DataError(
-                        f"{e.where}: needs {size} tokens and the model reads {self.length}; shorten it, or task='text(cut=true)'"
-                    )
-                room = self.length - 3 if self.topology != "Decoder" else (self.length - 3) // 2
-                x, y = x[:room], y[:room]
-            out.append({"ids": x, "target": y, "wanted": e.pair, "source": before(e), "where": e.where, "task": e.more.get("task")})
+        sources = [self.source(e) for e in examples]
+        a, b = self.tokenizer.encode_all(sources), self.tokenizer.encode_all([e.pair for e in examples])
+        joined, out = self.topology == "Decoder", []
+        for e, source, x, y in zip(examples, sources, a, b):
+            room = self.length - 3 if joined else self.length - 1  # with what stands around them
+            long = len(x) + len(y) > room if joined else max(len(x), len(y)) > room
+            if long and not self.cut:
+                size = len(x) + len(y) if joined else max(len(x), len(y))
+                what = f"has {size} tokens and the model reads {room} of them"
+                raise DataError(f"{e.where}: {what}; shorten it, or task='text(cut=true)'")
+            if long:
+                x, y = _shortened(x, y, room) if joined else (x[:room], y[:room])
+            item = {"ids": x, "target": y, "wanted": e.pair, "source": source, "where": e.where}
+            out.append(item | {"task": e.more.get("task"), "cut": long})
+        self.note_cut(out)
         return self.mixed(out) if training and self.temperature > 1 else out
 
     def mixed(self, items):
