@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import qkv
+from qkv import native
 from qkv.data import tokenizer as tokenizers
-from qkv.generation import Sampling, beam_search, complete, generate, steps, stream
+from qkv.generation import Sampling, beam_search, complete, generate, slide, steps, stream
 from qkv.generation.decoding import Decoding
 
 V = 23
@@ -238,3 +239,93 @@ def test_real_transliteration_answers_as_documented(shared):
     assert [target[i] for i in generate(model, [ids], most=20)[0]] == list("atzmon")
     _, (score,) = beam_search(model, [ids], 1, penalty=0.0)
     assert score == pytest.approx(-1.062, abs=1e-3)
+
+
+def lowered(model):
+    low = native.lower_if(model.float(), "fp32", 24)
+    assert low is not None
+    return low
+
+
+def reaches(prompts, context=24):
+    """Tokens that each prompt has room for: the last one is chosen from scores at the last position, and is not read."""
+    return [context + 1 - len(p) for p in prompts]
+
+
+@pytest.mark.parametrize("form", ["plain", "lowered", "uncached"])
+@pytest.mark.parametrize("make", (decoder, pair))
+def test_each_row_of_a_batch_goes_to_its_own_end_of_the_context(make, form):
+    model = make()
+    prompts = [[3, 4, 5, 6, 7, 8, 9] * 3, [8], [9, 10]]
+    if form == "lowered":
+        model = lowered(model)
+    options = {"cached": False} if form == "uncached" else {}
+    together = generate(model, prompts, most=60, end=(), **options)
+    written = [1] * 3 if make is pair else map(len, prompts)
+    assert [len(r) for r in together] == [24 + 1 - n for n in written]
+    assert together == [generate(model, [p], most=60, end=(), **options)[0] for p in prompts]
+
+
+@pytest.mark.parametrize("form", [lambda m: m, lowered], ids=["plain", "lowered"])
+def test_each_row_of_a_beam_goes_to_its_own_end_of_the_context(form):
+    model = form(decoder())
+    prompts = [[3, 4, 5, 6, 7, 8, 9] * 3, [8], [9, 10]]
+    together, values = beam_search(model, prompts, 3, most=60, end=())
+    assert [len(r) for r in together] == reaches(prompts)
+    for prompt, ids, value in zip(prompts, together, values):
+        (alone,), (score,) = beam_search(model, [prompt], 3, most=60, end=())
+        assert alone == ids and score == pytest.approx(value, abs=1e-5)
+
+
+def slid(model, prompt, most, context=24):
+    """By hand: token by token; where the context is full, from its last half on."""
+    text, out = list(prompt), []
+    while len(out) < most:
+        out.append(scores(model, text, []).argmax().item())
+        text.append(out[-1])
+        if len(text) > context:
+            text = text[-(context // 2) :]
+    return out
+
+
+@pytest.mark.parametrize("form", [lambda m: m, lowered], ids=["plain", "lowered"])
+def test_a_text_slides_on_behind_a_full_context(form):
+    model = decoder().float()
+    prompts = [[3, 4, 5, 6, 7, 8, 9] * 3, [8], [9, 10]]
+    wanted = [slid(model, p, 70) for p in prompts]
+    assert generate(form(model), prompts, most=70, end=(), beyond=slide) == wanted
+    assert generate(form(model), prompts[1:2], most=70, end=(), beyond=slide) == wanted[1:2]
+
+
+def test_a_row_that_has_ended_stays_so_while_others_slide():
+    model = decoder()
+    prompts = [[3, 4, 5, 6, 7, 8, 9] * 3, [8], [9, 10]]
+    whole = generate(model, prompts, most=70, end=(), beyond=slide)
+    end = whole[1][5]
+    cut = lambda row: row[: row.index(end)] if end in row else row
+    assert generate(model, prompts, most=70, end=end, beyond=slide) == [cut(r) for r in whole]
+
+
+def test_guessing_slides_as_the_plain_way_does():
+    tokenizer = tokenizers.train("char", ["abcdefgh " * 20], 64)
+    model = decoder(vocab=len(tokenizer), eos=None)
+    plain = "".join(stream(model, tokenizer, "abc", most=90, beyond=slide))
+    assert "".join(stream(model, tokenizer, "abc", most=90, guess=4, beyond=slide)) == plain
+    assert len(tokenizer.encode(plain)) <= 90 < len("".join(stream(model, tokenizer, "abc", most=400, beyond=slide)))
+    assert len("".join(stream(model, tokenizer, "abc", most=90))) < 30
+
+
+def test_the_command_says_that_the_context_is_full(tmp_path, capsys):
+    from qkv.cli.main import main
+
+    (tmp_path / "a.txt").write_text("the cat sat on the mat " * 40)
+    words = ["tokenizer=char", "steps=60", "lr=1e-2", "length=16", "dim=16", "layers=1", "heads=2", "--quiet"]
+    assert main(["train", "gpt-nano", f"data={tmp_path / 'a.txt'}", *words]) == 0
+    capsys.readouterr()
+    for more in ([], ["guess=3"], ["and"], ["precision=int8"]):
+        assert main(["generate", "last", "the", *more, "tokens=60", "temperature=0"]) == 0
+        told = capsys.readouterr()
+        assert told.err.count("the context of 16 tokens is full; what follows goes by the last 8 alone") == 1
+        assert len(told.out) > 30
+    assert main(["generate", "last", "the", "tokens=3"]) == 0
+    assert "is full" not in capsys.readouterr().err

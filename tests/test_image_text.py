@@ -356,4 +356,4 @@ def test_the_last_block_for_the_class_token_alone_is_the_same(position):
     for name, g in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], g, atol=1e-12, rtol=0)
     mean = models.build(models.replace(cfg, pooling="mean"))
-    assert not mean.narrow and mean(pixel_values=x.float(), whole=False)["hidden"].shape == (3, 5, 32)
+    assert not mean.narrow() and mean(pixel_values=x.float(), whole=False)["hidden"].shape == (3, 5, 32)

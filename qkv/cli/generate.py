@@ -68,7 +68,7 @@ def run(words, verb):
         raise ValueError(f"tokens={most}, beams={beams}: tokens must be at least 1, beams 0 to 256")
     import torch
 
-    from ..generation import Sampling, complete, stream
+    from ..generation import Sampling, complete, slide, stream
     from ..generation.text import encode
     from .common import open_model
 
@@ -97,20 +97,30 @@ def run(words, verb):
     longest = max((len(encode(model, tokenizer, p)) for p in prompts), default=0)
     model = quick(model, precision, threads, longest + most)
     sampling = Sampling(**({"temperature": 0.0 if pair else 0.8} | given))
+    told = set()
+
+    def beyond(ids, context):
+        """A decoder slides on, an answer ends; either way it is said, once."""
+        if not told:
+            told.add(True)
+            how = "the answer ends there" if pair else f"what follows goes by the last {context // 2} alone"
+            print(f"\nnote: the context of {context} tokens is full; {how}", file=sys.stderr)
+        return None if pair else slide(ids, context)
+
     if verb == "chat":
-        return chat(lambda p: stream(model, tokenizer, p, sampling, most=most, stop=stop, guess=guess), pair)
+        return chat(lambda p: stream(model, tokenizer, p, sampling, most=most, stop=stop, guess=guess, beyond=beyond), pair)
     prompts = prompts or [""]
     if pair and prompts == [""]:
         raise ValueError('this model answers a text: give one, e.g. qkv generate last "A dog runs."')
     if len(prompts) == 1 and not beams:
         answer = ""
-        for i, piece in enumerate(stream(model, tokenizer, prompts[0], sampling, most=most, stop=stop, guess=guess)):
+        for i, piece in enumerate(stream(model, tokenizer, prompts[0], sampling, most=most, stop=stop, guess=guess, beyond=beyond)):
             print((prompts[0] if i == 0 and not pair else "") + piece, end="", flush=True)
             answer += piece
         print()
         answers = [answer]
     else:
-        answers = complete(model, tokenizer, prompts, sampling, most=most, beams=beams, penalty=penalty, stop=stop)
+        answers = complete(model, tokenizer, prompts, sampling, most=most, beams=beams, penalty=penalty, stop=stop, beyond=beyond)
         for prompt, answer in zip(prompts, answers):
             print(answer if pair else prompt + answer)
     if picture:

@@ -6,7 +6,7 @@ Dims: B rows, T tokens, V vocabulary, K beams.
 from .beam import beam_search
 from .decoding import Decoding, LoweredDecoding
 from .engine import Draft, Engine, Full, NGram, Request
-from .sampling import Sampling, generate, steps
+from .sampling import Sampling, finish, generate, slide, steps
 from .text import complete, sample_text, stream
 
 __all__ = [
@@ -20,8 +20,10 @@ __all__ = [
     "Sampling",
     "beam_search",
     "complete",
+    "finish",
     "generate",
     "sample_text",
+    "slide",
     "steps",
     "stream",
 ]

@@ -57,17 +57,15 @@ def _search(model, prompts, K, most, penalty, end, cached):
             break
         scores = torch.tensor(kept, device=device)
         state.select(torch.tensor(rows, device=device))
-        if i == most - 1 or state.full():
-            state.seen = torch.cat([state.seen, torch.tensor(tokens, device=device)[:, None]], 1)
+        spent = state.spent().tolist()  # the beams of a prompt are all of one length
+        for b in range(B):
+            if not done[b] and (i == most - 1 or spent[b * K]):  # what is open ends here
+                done[b] = True
+                for k in range(K):
+                    ids = [*state.seen[b * K + k, first:].tolist(), tokens[b * K + k]]
+                    finished[b].append((kept[b][k] / (i + 1) ** penalty, ids))
+        if all(done):
             break
         state.push(torch.tensor(tokens, device=device))
-    out = []
-    for b in range(B):
-        if not done[b]:
-            open_ = [
-                (s / max(1, state.length - first) ** penalty, state.seen[b * K + k, first:].tolist())
-                for k, s in enumerate(scores[b].tolist())
-            ]
-            finished[b] += open_
-        out.append(max(finished[b], key=lambda f: f[0]))
-    return [ids for _, ids in out], [score for score, _ in out]
+    best = [max(f, key=lambda pair: pair[0]) for f in finished]
+    return [ids for _, ids in best], [score for score, _ in best]

@@ -4,6 +4,7 @@ Dims: B rows, T tokens, V vocabulary.
 """
 
 import contextlib
+import math
 
 import torch
 
@@ -80,6 +81,7 @@ class Decoding:
         self.number = (mask.cumsum(-1) - 1).clamp(min=-1) if not bool(mask.all()) else None
         self.seen = torch.where(mask, self.ids, -1)
         self.cache = Cache(self.ids.shape[1] + room, rolling=True) if cached else None
+        self.prompts, self.given = prompts, given
         self.extra = dict(given or {})
         if self.pair:
             source, there = padded(prompts, pad) if isinstance(prompts[0], list) else (torch.stack(list(prompts)), None)
@@ -92,9 +94,19 @@ class Decoding:
         """Tokens of the longest row so far."""
         return self.seen.shape[1]
 
-    def full(self):
-        """Is there no position left for one more token?"""
-        return self.most is not None and self.length >= self.most
+    @property
+    def limit(self):
+        """Positions that a row can have, None where there is no end of them."""
+        return self.most
+
+    def spent(self):
+        """(B,) bool: which rows have no position left for one more token."""
+        return (self.seen >= 0).sum(1) >= (math.inf if self.most is None else self.most)
+
+    def again(self, texts, room):
+        """The same prompts' rows begun anew with what is written of them (lists of ids)."""
+        prompts, prefixes = (self.prompts, texts) if self.pair else (texts, None)
+        return Decoding(self.model, prompts, prefixes=prefixes, cached=self.cache is not None, room=room, given=self.given)
 
     def _read(self, ids, number):
         if self.pair:
@@ -110,11 +122,12 @@ class Decoding:
         return logits if not unwritten else logits.index_fill(1, torch.tensor(unwritten, device=logits.device), -torch.inf)
 
     def push(self, tokens_B):
-        """Appends one token to every row and works out the scores of the next."""
+        """Appends one token to every row and works out the scores of the next, which mean nothing for a row that is spent."""
         self.seen = torch.cat([self.seen, tokens_B[:, None]], 1)
         self.ids = torch.cat([self.ids, tokens_B[:, None]], 1)
         if self.number is not None:
-            self.number = torch.cat([self.number, self.number[:, -1:] + 1], 1)
+            newest = self.number[:, -1:] + 1
+            self.number = torch.cat([self.number, newest if self.most is None else newest.clamp(max=self.most - 1)], 1)
         if self.cache is None:
             self.logits = self._read(self.ids, self.number)
         else:
@@ -139,7 +152,7 @@ class LoweredDecoding:
 
     def __init__(self, low, prompts, *, prefixes=None, room=64, spread=1):
         written, self.most = begin(low.model, prompts, prefixes)
-        self.low, B = low, len(prompts)
+        self.low, self.prompts, B = low, prompts, len(prompts)
         lengths = torch.tensor([len(row) for row in written])
         if int(lengths.max()) > low.reach:
             raise ValueError(
@@ -175,14 +188,25 @@ class LoweredDecoding:
         """Tokens of the longest row so far."""
         return self.seen.shape[1]
 
-    def full(self):
-        """Is there no position left for one more token?"""
-        return int(self.past.max()) >= self.store.capacity or (self.most is not None and self.length >= self.most)
+    @property
+    def limit(self):
+        """Positions that a row can have."""
+        return self.store.capacity if self.most is None else min(self.store.capacity, self.most)
+
+    def spent(self):
+        """(B,) bool: which rows have no position left for one more token."""
+        return self.past >= self.limit
+
+    def again(self, texts, room):
+        """The same prompts' rows begun anew with what is written of them (lists of ids)."""
+        prompts, prefixes = (texts, None) if self.low.read is None else (self.prompts, texts)
+        return LoweredDecoding(self.low, prompts, prefixes=prefixes, room=room)
 
     def push(self, tokens_B):
-        """Appends one token to every row and works out the scores of the next."""
+        """Appends one token to every row and works out the scores of the next, which mean nothing for a row that is spent."""
         self.seen = self.ids = torch.cat([self.seen, tokens_B[:, None]], 1)
-        place, self.past = self.past, self.past + 1
+        place = self.past.clamp(max=self.limit - 1)
+        self.past = self.past + 1
         self._read(tokens_B, slice(None), place)
 
     def select(self, rows):

@@ -57,12 +57,23 @@ def ends(model, end=None):
     return set() if end is None else {end} if isinstance(end, int) else set(end)
 
 
+def finish(ids, context):
+    """A full context ends the text."""
+    return None
+
+
+def slide(ids, context):
+    """A text goes on behind a full context by the last half of it alone."""
+    return ids[-max(1, context // 2) :]
+
+
 @torch.inference_mode()
-def steps(model, prompts, sampling=None, *, most=100, end=None, cached=True, prefixes=None, given=None):
+def steps(model, prompts, sampling=None, *, most=100, end=None, cached=True, prefixes=None, given=None, beyond=finish):
     """Yields, token by token (of a model or a lowered one), a list with the next token of each row, None where a row has ended.
 
-    end: id or ids that end a row (the model's eos by default). Stops when all rows have ended, after `most` tokens, or where the
-    model has no position left. given: more arguments of the model, a row each (images).
+    end: id or ids that end a row (the model's eos by default). A row ends with such a token, after `most` tokens, or, each row for
+    itself, where the model has no position left and `beyond` (`finish`, `slide`; the row's ids and the positions there are -> the ids to go
+    on from, or None) says so. given: more arguments of the model, a row each (images).
     """
     sampling, end = sampling or Sampling(), ends(model, end)
     with writing(model):
@@ -74,8 +85,18 @@ def steps(model, prompts, sampling=None, *, most=100, end=None, cached=True, pre
             row = tokens.tolist()
             done = [d or t in end for d, t in zip(done, row)]
             yield [None if d else t for d, t in zip(done, row)]
-            if all(done) or i == most - 1 or state.full():
+            if all(done) or i == most - 1:
                 return
+            spent = [bool(s) and not d for s, d in zip(state.spent(), done)]
+            if any(spent):
+                texts = [[*(t for t in ids if t >= 0), token] for ids, token in zip(state.seen.tolist(), row)]
+                on = [beyond(ids, state.limit) if s else ids for ids, s in zip(texts, spent)]
+                done = [d or ids is None for d, ids in zip(done, on)]
+                if all(done):
+                    return
+                if any(s and ids for s, ids in zip(spent, on)):  # all are read again; of those that have ended a token, to keep their place
+                    state = state.again([ids[-1:] if d else o for ids, o, d in zip(texts, on, done)], most - i)
+                    continue
             state.push(tokens)
 
 

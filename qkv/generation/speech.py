@@ -103,7 +103,7 @@ def write(model, frames_1MF, prefix, *, temperature=0.0, rules=None, most=None, 
         if token in end:
             break
         said.append(token)
-        if state.full():
+        if state.spent()[0]:
             break
         state.push(torch.tensor([token], device=state.ids.device))
     return said, total / (len(said) + 1)

@@ -2,7 +2,7 @@
 
 from .beam import beam_search
 from .engine import Engine, NGram
-from .sampling import Sampling, generate, steps
+from .sampling import Sampling, finish, generate, steps
 
 
 def encode(model, tokenizer, prompt):
@@ -17,13 +17,13 @@ def encode(model, tokenizer, prompt):
     return ids
 
 
-def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=(), guess=0):
+def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=(), guess=0, beyond=finish):
     """Yields pieces of the answer as text. stop: strings that end it; they are not part of it. guess: how many tokens are guessed
-    ahead (see engine.NGram); the answer is the same."""
+    ahead (see engine.NGram); the answer is the same. beyond: what a full context means (see sampling.steps)."""
     ids, told, text = [], 0, ""
     hold = max((len(s) for s in stop), default=0)
     before = encode(model, tokenizer, prompt)
-    for token in _tokens(model, before, sampling, most, guess):
+    for token in _tokens(model, before, sampling, most, guess, beyond):
         ids.append(token)
         text = said(model, tokenizer, before, ids)
         cut = min((i for s in stop if (i := text.find(s, max(0, told - hold))) >= 0), default=-1)
@@ -49,12 +49,18 @@ def _pair(model):
     return hasattr(getattr(model, "model", model), "encode")
 
 
-def _tokens(model, ids, sampling, most, guess):
+def _tokens(model, ids, sampling, most, guess, beyond):
     if guess:
         capacity = min(len(ids) + most + guess, model.config.length)
-        yield from Engine(model, rows=1, capacity=capacity, guesser=NGram(guess)).submit(ids, sampling, most=most).stream()
+        engine = Engine(model, rows=1, capacity=capacity, guesser=NGram(guess))
+        while most > 0 and ids:
+            request = engine.submit(ids, sampling, most=most)
+            yield from request.stream()
+            most -= len(request.tokens)
+            text = [*(request.written if engine.pair else ids), *request.tokens]
+            ids = beyond(text, capacity) if request.reason == "length" and most > 0 and not engine.pair else None
         return
-    for (token,) in steps(model, [ids], sampling, most=most):
+    for (token,) in steps(model, [ids], sampling, most=most, beyond=beyond):
         if token is None:
             return
         yield token
@@ -65,10 +71,13 @@ def _partial(text, stop):
     return max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
 
 
-def complete(model, tokenizer, prompts, sampling=None, *, most=200, beams=0, penalty=1.0, stop=()):
-    """[answer] of each prompt, all in one batch; beams > 0 searches instead of sampling."""
+def complete(model, tokenizer, prompts, sampling=None, *, most=200, beams=0, penalty=1.0, stop=(), beyond=finish):
+    """[answer] of each prompt, all in one batch; beams > 0 searches instead of sampling. stop and beyond: see `stream`."""
     ids = [encode(model, tokenizer, p) for p in prompts]
-    rows = beam_search(model, ids, beams, most=most, penalty=penalty)[0] if beams else generate(model, ids, sampling, most=most)
+    if beams:
+        rows = beam_search(model, ids, beams, most=most, penalty=penalty)[0]
+    else:
+        rows = generate(model, ids, sampling, most=most, beyond=beyond)
     out = []
     for before, row in zip(ids, rows):
         text = said(model, tokenizer, before, row)
