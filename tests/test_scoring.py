@@ -351,3 +351,13 @@ def test_eval_prints_how_many_tokens_it_scored(text, tmp_path, capsys, monkeypat
     assert main(["eval", "last", str(tmp_path / "other.txt")]) == 0
     out = capsys.readouterr().out
     assert "of 19" in out and "bits a byte" in out  # 19 characters and their end, of which the first is not predicted
+
+
+def test_the_first_example_is_shown_as_it_was_read(text, tmp_path, capsys):
+    small = ["length=8", "dim=16", "layers=1", "heads=2", "steps=1"]
+    assert main(["train", "gpt-nano", f"data={text}", "tokenizer=char", *small]) == 0
+    assert "first training example, as it was read: the cat sat on the mat" in capsys.readouterr().out
+    (tmp_path / "ab.tsv").write_text("".join(f"film {i} was {'good' if i % 2 else 'bad'}\t{i % 2}\n" for i in range(40)))
+    words = ["task=classification", "tokenizer=char", "length=64", "dim=16", "layers=1", "heads=2", "steps=1"]
+    assert main(["train", "bert-nano", f"data={tmp_path / 'ab.tsv'}", *words]) == 0
+    assert "row 1: film 0 was bad  ->  0" in capsys.readouterr().out

@@ -90,6 +90,11 @@ class Corpus:
     paired: bool
     notes: list[str] = field(default_factory=list)
 
+    def first(self, width: int = 160) -> str:
+        """The first training text or pair, in a line."""
+        found = self.train[0] if self.paired else (next(iter(self.train())),)
+        return " | ".join(x if len(x) <= width else f"{x[:width]} ..." for x in (" ".join(t[: 4 * width].split()) for t in found))
+
     def texts(self):
         """The training texts, what a tokenizer is trained on."""
         return (t for pair in self.train for t in pair) if self.paired else self.train()

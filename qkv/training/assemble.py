@@ -66,6 +66,7 @@ def assemble(r, weights=None, before=None):
         )
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task, t.seed) if task else data_of.open_corpus(d)
+    corpus.notes.insert(0, f"first training example, as it was read: {task.described(corpus.train[0]) if task else corpus.first()}")
     carried = lambda cfg: {} if task is None else carries(task, cfg, corpus, asked)  # fields that the task asks of a model
     parts, family = models.parts_of(cfg) if weights is None else (), models.presets()[r.model["preset"]][0]
     begun = weights or (folder.weights(t.init) if t.init and not parts else None)
