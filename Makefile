@@ -1,10 +1,13 @@
-# Everything sets up .venv by itself. PYTHON chooses the interpreter; THREADS the cores that tests use.
-PYTHON ?= python3
+# Everything sets up .venv by itself. PYTHON chooses the interpreter.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	    $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := torch>=2.11,<2.14
+# Not quiet: a first installation takes minutes, and says what it fetches and how far it is.
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on
 
-.PHONY: run test test-all lint bench clean
+.PHONY: run test test-slow test-all lint bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/qkv train
@@ -15,15 +18,17 @@ test: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m slow --durations=25
+
+test-all: test test-slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix qkv tests benchmarks
 	$(BIN)/ruff format qkv tests benchmarks
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[bench]' '$(TORCH)'
+	$(PIP) -e '.[bench]' '$(TORCH)'
 	for b in train decode encode beam time_to_loss; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 clean:
@@ -31,15 +36,15 @@ clean:
 
 # A CPU build of torch where the index has one; a CUDA build only where there is a GPU to use it.
 $(VENV)/.torch:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer, with venv, is needed: make PYTHON=path/to/python"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check '$(TORCH)' || \
-	  $(BIN)/pip install -q --disable-pip-version-check '$(TORCH)' --index-url https://download.pytorch.org/whl/cpu
+	$(PIP) '$(TORCH)' || $(PIP) '$(TORCH)' --index-url https://download.pytorch.org/whl/cpu
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install -q --disable-pip-version-check -e .
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[test,dev]'
+	$(PIP) -e '.[test,dev]'
 	touch $@
