@@ -105,7 +105,9 @@ def run(words, verb):
         objective.prepare(model)
     if rows is not None:
         there, rows = len(rows), rows[: given.get("limit", 1000)]
-        ids = [tuple(zip_ids) for zip_ids in zip(*(tokenizer.encode_all([r[i] for r in rows]) for i in (0, 1)))]
+        notes = []
+        ids = data.encoded(settings, rows, tokenizer, length, objective.joined, "given", notes)
+        print("".join(f"note: for the loss, {words}\n" for words in notes), end="")
         groups = data.Pairs(ids, tokens=4096).in_order()
         batches = [objective.pairs(g, data.rng(0, i)) for i, g in enumerate(groups)]
     else:
@@ -225,7 +227,8 @@ def _answers(model, tokenizer, rows, given):
     from ..evaluation import metrics
     from ..evaluation.tasks import written
 
-    sources = tokenizer.encode_all([a for a, _ in rows])
+    whole, room = tokenizer.encode_all([a for a, _ in rows]), model.config.length - 2  # with what stands around them
+    sources = [ids[:room] for ids in whole]
     order = sorted(range(len(rows)), key=lambda i: len(sources[i]))
     answers, unended = [""] * len(rows), 0
     search = {"beams": given.get("beams", 0), "penalty": given.get("penalty", 1.0)}
@@ -238,6 +241,8 @@ def _answers(model, tokenizer, rows, given):
             unended += stopped
     wanted = [b for _, b in rows]
     print(f"exact       {sum(a == b for a, b in zip(answers, wanted))} of {len(rows)}")
+    if cut := sum(len(ids) > room for ids in whole):
+        print(f"cut         {cut:,} sources were shortened to the {room} tokens that the model reads of them")
     if unended:
         print(f"unended     {unended:,} answers were stopped at their longest, twice their source")
     try:
