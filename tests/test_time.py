@@ -226,7 +226,7 @@ def test_patience_ends_a_run_and_the_best_weights_are_put_back(tmp_path, monkeyp
     _, rows = run(r, tmp_path / "r")
     assert max(x["step"] for x in rows if "loss" in x) == stops_at
     newest = loop.runs.newest(tmp_path / "r" / "checkpoints")[0]
-    end = {n: p for n, p in models.load(newest).named_parameters()}
+    end = dict(models.load(newest).named_parameters())
     for name, p in end.items():
         assert torch.equal(p, weights[best][name]), name
     assert any(not torch.equal(p, weights[stops_at][n]) for n, p in end.items())
