@@ -364,6 +364,8 @@ def test_every_task_shows_an_example_as_it_was_read(tmp_path):
     adult = write(tmp_path / "t.csv", "age, work, rich\n39, State-gov, no\n50, ?, yes\n")
     assert shown("table", adult, target="rich") == f"{adult}, row 2: age=39, work=State-gov  ->  no"
     assert shown("images", "digits") == "digits, row 1: 8 x 8 x 1 values  ->  0"
+    file = examples.Example(Path("left/0.png"), label="left", where="left/0.png")
+    assert objectives.TASKS["images"].described(file) == "left/0.png  ->  left"
     long = examples.Example("word " * 999, None, None, "here")
     for task in objectives.TASKS.values():
         for e in (examples.Example(Path("a.png"), label="x", where="w"), examples.Example(b"abc", where="w"), long):

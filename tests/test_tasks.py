@@ -337,7 +337,7 @@ def test_the_first_answer_that_fits_a_window_is_its_label(tmp_path, capsys, text
     path = write(tmp_path / "a.json", json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [qa]}]}]}))
     tokenizer = tokenizers.train("wordpiece", ["who the romans came in 1066 morning ?"] * 5, 200)
     cfg = models.preset(preset, vocab=len(tokenizer), output="span", pad=tokenizer.pad, length=64)
-    task = objectives.make_task(f"answers(stride={stride})", cfg, tokenizer, 16)
+    task = objectives.make_task(f"answers(stride={stride}, longest=4)", cfg, tokenizer, 16)
     marks = {"bert-nano": 3, "bart-nano": 2}[preset]
     room = 16 - len(question) - marks
     found = examples.squad(path)
@@ -353,8 +353,10 @@ def test_the_first_answer_that_fits_a_window_is_its_label(tmp_path, capsys, text
     for i, s in zip(items, starts):
         part = tokenizer.encode(" ".join(text[s : s + room]))
         assert i["ids"][first : first + len(part)] == part
-    lost = bool(places) and not any(a for a, _ in want)
-    assert ("1 of 1 questions have no answer that fits a window" in capsys.readouterr().err) is lost
+    lost, said = bool(places) and not any(a for a, _ in want), capsys.readouterr().err
+    assert ("1 of 1 questions have no answer that fits a window" in said) is lost
+    longest = bool(places) and not lost and min(z - a for a, z in places) >= 4
+    assert ("1 of 1 questions have answers of more than longest=4 tokens" in said) is longest
     if lost:
         with pytest.raises(DataError, match="question q: no answer of any question fits a window"):
             task.encode(found, training=True)

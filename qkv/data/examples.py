@@ -220,8 +220,8 @@ def headed(
 
 
 def _like_header(first: list[str], below: list[list[str]], known: set[str]) -> bool:
-    """Does a row look like a header? A usual name stands in it, and none of its cells comes again below in its
-    column, or at least not that of a label; or a word stands above a column of numbers."""
+    """Does a row look like a header? A usual name stands in it, and none of its cells comes again below in
+    its column, or at least not that of a label; or a word stands above a column of numbers."""
     columns = list(zip(*below)) or [() for _ in first]
     new = {name for name, cells in zip(first, columns) if name not in {c.strip() for c in cells}}
     usual = [name for name in first if name in new and name.lower() in known]

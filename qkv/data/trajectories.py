@@ -62,8 +62,8 @@ def read(cfg):
 
 def load(path: str | Path) -> list[Trajectory]:
     """[Trajectory] of an .npz file: states (N, S), actions (N,) of numbers or (N, A), rewards (N,), and ends
-    (E,), the step behind each episode. Raises DataError for a damaged file, arrays that do not belong together,
-    and values that are no numbers."""
+    (E,), the step behind each episode. Raises DataError for a damaged file, arrays that do not belong
+    together, and values that are no numbers."""
     try:
         z = np.load(path, allow_pickle=False)
         if not isinstance(z, np.lib.npyio.NpzFile):
@@ -95,7 +95,7 @@ def load(path: str | Path) -> list[Trajectory]:
     for n, x in (("states", s), ("actions", a), ("rewards", r)):
         odd = np.nonzero(~np.isfinite(x).reshape(len(x), -1).all(1))[0]
         if len(odd):
-            raise DataError(f"{path}: {n}, step {odd[0]} holds something that is no number, or too large for one")
+            raise DataError(f"{path}: {n}, step {odd[0]} holds something that is no number, or too large")
     if discrete and (a < 0).any():
         step = int((a < 0).argmax())
         raise DataError(f"{path}: actions, step {step} is {a[step]}; actions are numbered from 0 on")

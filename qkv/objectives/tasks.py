@@ -44,7 +44,7 @@ def brief(value: typing.Any, width: int = 160) -> str:
         value = f"{' x '.join(map(str, value.shape))} values"
     elif isinstance(value, bytes):
         value = f"{len(value):,} bytes"
-    elif not isinstance(value, (str, int, float, Path)):
+    elif not isinstance(value, (str, int, float)):
         value = f"a {type(value).__name__}"
     line = " ".join(str(value).split())
     return line if len(line) <= width else f"{line[: width - 4]} ..."
@@ -82,8 +82,8 @@ class Task(Objective):
 
     @classmethod
     def read(cls, cfg: typing.Any, source: str, part: str) -> list[Example]:
-        """Examples of a source, for a Data config. Those to train on and to choose the best model by must have
-        a label where the task has any; of others (part=test) the model only says something."""
+        """Examples of a source, for a Data config. Those to train on and to choose the best model by must
+        have a label where the task has any; of others (part=test) the model only says something."""
         found = read.table(source, {c: getattr(cfg, c) for c in cls.columns}, part, cfg.errors)
         return cls.labelled(found) if "label" in cls.columns and part in ("train", "valid") else found
 
@@ -100,8 +100,9 @@ class Task(Objective):
     def described(cls, example: Example) -> str:
         """An example as it was read, in a line: where it stands, its texts and its label."""
         e = example
-        texts = " | ".join(brief(x) for x in (e.text, e.pair) if x is not None)
-        return f"{e.where}: {texts}" + ("" if e.label is None else f"  ->  {brief(e.label)}")
+        texts = [brief(x) for x in (e.text, e.pair) if not (x is None or isinstance(x, Path))]
+        line = ": ".join([e.where, *texts[:1]]) + "".join(f" | {t}" for t in texts[1:])
+        return line if e.label is None else f"{line}  ->  {brief(e.label)}"
 
     @classmethod
     def names(cls, examples):
@@ -157,7 +158,7 @@ class Task(Objective):
         size = len(a) + len(b or ())
         if size > room and (not self.cut or room < 1):
             what = f"has {size} tokens and the model reads {max(0, room)} of them"
-            raise DataError(f"{where}: {what}; shorten it, or cut such texts: task='{self.written}(cut=true)'")
+            raise DataError(f"{where}: {what}; shorten it, or cut all such: task='{self.written}(cut=true)'")
         if size > room:
             a, b = (a[:room], b) if b is None else _shortened(a, b, room)
         front = [*first, *a, *mid]
@@ -258,8 +259,8 @@ class Classification(Task):
         scores = out["logits"].float()
         weigh = None if self.weigh is None else self.weigh.to(scores.device)
         value = F.cross_entropy(scores, batch.labels, weigh, reduction="sum")
-        hits = (scores.argmax(-1) == batch.labels).sum()
-        plain = value.detach()
+        hits = (scores.argmax(-1) == batch.labels).sum()  # what is reported weighs every example alike
+        plain = value.detach() if weigh is None else F.cross_entropy(scores.detach(), batch.labels, reduction="sum")
         if self.auxiliary and torch.is_grad_enabled():
             whole = getattr(model, "module", model)
             ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
@@ -385,11 +386,11 @@ class Answering(Task):
     def encode(self, examples, training=False):
         """One item a window. label: the first and the last token of the first answer that lies in it, (0, 0)
         where none does; in training such windows of questions with answers are left out. Says how many
-        questions have no answer that fits a window. Raises DataError for a question that leaves no room for
-        the text, and where nothing is left to train on."""
+        questions have no answer that fits a window, or that is short enough to be said. Raises DataError for
+        a question that leaves no room for the text, and where nothing is left to train on."""
         self.unanswerable = self.unanswerable or any(not e.label for e in examples)
         questions = self.texts(examples, "text")
-        encoded, lost, out = {}, [], []
+        encoded, lost, long, out = {}, [], [], []
         for number, (e, q) in enumerate(zip(examples, questions)):
             if e.pair not in encoded:
                 whole = self.tokenizer.engine.encode(e.pair, add_special_tokens=False)
@@ -409,16 +410,21 @@ class Answering(Task):
                 label = (0, 0) if inside is None else tuple(first + at - start for at in inside)
                 fits = fits or inside is not None
                 if inside is not None or not e.label or not training:
-                    item = {"ids": row.ids, "types": row.types, "label": label, "first": first, "offsets": part}
+                    item = {"ids": row.ids, "types": row.types, "label": label, "first": first}
                     item |= {"question": number, "context": e.pair, "wanted": [t for _, t in e.label]}
-                    out.append(item | {"where": e.where} | e.more)
+                    out.append(item | {"offsets": part, "where": e.where} | e.more)
             if e.label and not fits:
                 lost.append(e.where)
+            elif e.label and all(z - a >= self.longest for a, z in spans):
+                long.append(e.where)
         if lost:
             what = f"{len(lost)} of {len(examples)} questions have no answer that fits a window"
             read.note(f"{lost[0]}: {what}, this one the first; windows share stride={self.stride} tokens")
+        if long:
+            what = f"{len(long)} of {len(examples)} questions have answers of more than longest={self.longest} tokens"
+            read.note(f"{long[0]}: {what}, this one the first; so many are never said")
         if training and not out:
-            raise DataError(f"{lost[0]}: no answer of any question fits a window; raise data.length or stride")
+            raise DataError(f"{lost[0]}: no answer of any question fits a window; raise stride or data.length")
         return out
 
     def pairs(self, items, rng):
@@ -577,16 +583,17 @@ class Choice(Task):
 
 class Text(Task):
     """A text for a text: summaries, translations, answers. The column `task` names a row's task, which is put before its text
-    ("translate: ..."; T5, 2020, section 2.4); tasks are mixed by their sizes to the power 1 / temperature (section 3.5.2)."""
+    ("translate: ..."; T5, 2020, section 2.4); tasks are mixed by their sizes to the power 1 / temperature (section 3.5.2). tokenize: how BLEU
+    splits texts (see metrics.bleu), by their script where it is auto."""
 
     outputs = {"EncoderDecoder": "lm", "Decoder": "lm", "RecurrentEncoderDecoder": "lm"}
     metric, kind, columns = "bleu", "text", ("text", "pair")
 
-    def __init__(self, tokenizer, config, length, temperature=1.0, smoothing=0.0, cut=False):
+    def __init__(self, tokenizer, config, length, temperature=1.0, smoothing=0.0, cut=False, tokenize="auto"):
         super().__init__(tokenizer, config, length, cut)
         if temperature < 1:
             raise ValueError(f"temperature={temperature}: 1 mixes tasks by size, more evens them out")
-        self.temperature = temperature
+        self.temperature, self.tokenize = temperature, tokenize
         self.inner = Causal(tokenizer) if self.topology == "Decoder" else SequenceToSequence(tokenizer, config, smoothing)
 
     @classmethod
