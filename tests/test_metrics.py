@@ -612,3 +612,17 @@ def test_a_user_that_cannot_be_asked_is_counted(tmp_path, capsys):
     assert qkv("train", "gru4rec-nano", f"data={data}", *small) == 0
     out = said_of(capsys, "eval", "last", "part=test", f"out={tmp_path / 'o.jsonl'}")
     assert out["examples"] == "9 of 10; 1 were left out by the task"
+
+
+def test_the_loss_of_balanced_classes_is_reported_as_it_is():
+    """weights=balanced weighs what is learnt; what is printed while training is what an evaluation prints."""
+    torch.manual_seed(0)
+    model = models.create("bert-nano", vocab=300, dim=16, layers=1, heads=2, output="sequence", labels=2, label_names=("a", "b"))
+    kind = objectives.task_of("classification")
+    tokenizer = tokenizers.train("char", ["abc def"], 300)
+    found = [Example(f"{'abc'[i % 3]} def", label="b" if i % 10 == 0 else "a", where=f"row {i}") for i in range(40)]
+    balanced, plain = (kind(tokenizer, model.config, 16, weights=w) for w in ("balanced", "none"))
+    items = balanced.encode(found, training=True)
+    a, b = (o.loss(model.eval(), o.pairs(items, None)) for o in (balanced, plain))
+    assert float(a.metrics["loss"]) == pytest.approx(float(b.metrics["loss"]), rel=1e-6)
+    assert float(a.value) != pytest.approx(float(b.value), rel=1e-3)

@@ -180,7 +180,7 @@ def _task(model, tokenizer, whole, run_folder, source, given):
         print(f"{name:11s} {value:.4f}" if name in ("loss", *ERRORS) else f"{name:11s} {100 * value:.2f} %")
     if "bleu" in held:
         wanted = [str(i["wanted"]) for i in items]
-        print(f"signature   {metrics.signature(wanted, getattr(objective, 'tokenize', 'auto'))}")
+        print(f"signature   {metrics.signature(wanted, objective.tokenize)}")
     first = {}  # of each example: a long text, or an episode, has several windows
     for number, i in enumerate(items):
         first.setdefault(i["where"] if len(items) > len(found) else number, number)

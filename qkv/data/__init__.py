@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import platform
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..words import nearest
 from . import registry, shards, tasks, text
@@ -84,8 +85,8 @@ class Corpus:
     """train and valid: lists of pairs of texts, or functions that yield documents. key: says what they are. notes: what a user should be told
     of how they were read."""
 
-    train: object
-    valid: object
+    train: Any
+    valid: Any
     key: str
     paired: bool
     notes: list[str] = field(default_factory=list)
@@ -142,13 +143,10 @@ def _reader(cfg, source):
 
 def _open_pairs(cfg):
     corpus = _read_pairs(cfg)
-    for name in ("train", "valid"):
-        rows = getattr(corpus, name)
-        kept = text.both(rows)
-        if len(kept) < len(rows):
-            part = {"train": "training", "valid": "held-out"}[name]
-            corpus.notes.append(f"{len(rows) - len(kept):,} of {len(rows):,} {part} pairs have an empty side and are left out")
-        setattr(corpus, name, kept)
+    kept = text.both(corpus.train)  # held-out pairs keep their empty lines, which an evaluation counts
+    if gone := len(corpus.train) - len(kept):
+        corpus.notes.append(f"{gone:,} of {len(corpus.train):,} training pairs have an empty side and are left out")
+    corpus.train = kept
     content = hashlib.sha256(repr((corpus.train, corpus.valid)).encode()).hexdigest()
     return Corpus(corpus.train, corpus.valid, content, True, corpus.notes)
 

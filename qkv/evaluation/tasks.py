@@ -86,17 +86,11 @@ def written(model, tokenizer, sources, most, beams=0, penalty=1.0):
     end = [] if tokenizer.eos is None else [tokenizer.eos]
     prompts = [[*s, *end] if pair else [tokenizer.bos, *s, tokenizer.sep] for s in sources]
     room = [max(1, min(most, model.config.length + 1 - (1 if pair else len(p)))) for p in prompts]
-
-    def answer(prompts, most):
-        if beams:
-            return beam_search(model, prompts, beams, most=most, penalty=penalty)[0]
-        return generate(model, prompts, most=most)
-
-    rows = answer(prompts, min(room))
-    for n, row in enumerate(rows):
-        if len(row) == min(room) < room[n]:  # its prompt is shorter than the longest, and leaves more room
-            rows[n] = answer([prompts[n]], room[n])[0]
-    return [(tokenizer.decode(row), len(row) == most) for row, most in zip(rows, room)]
+    if beams:
+        rows = beam_search(model, prompts, beams, most=max(room), penalty=penalty)[0]
+    else:
+        rows = generate(model, prompts, most=max(room))
+    return [(tokenizer.decode(row[:most]), len(row) >= most) for row, most in zip(rows, room, strict=True)]
 
 
 def scores(objective, items, said):
@@ -110,7 +104,7 @@ def scores(objective, items, said):
     if objective.kind == "tagging":
         return metrics.entity_f1(wanted, said)
     if objective.kind == "text":
-        return metrics.generated([str(w) for w in wanted], said, getattr(objective, "tokenize", "auto"))
+        return metrics.generated([str(w) for w in wanted], said, objective.tokenize)
     if objective.kind == "transcribe":
         return metrics.transcripts(wanted, said)
     if objective.kind == "caption":
