@@ -89,6 +89,13 @@ def test_a_day_of_the_month_stays_where_the_month_has_it(folder, start, months, 
     assert list(found.after(count)) == whole[rows:]
 
 
+@settings(max_examples=20, deadline=None)
+@given(STARTS, st.integers(6, 13))
+def test_one_weekend_tells_business_days(folder, start, rows):
+    whole = pd.bdate_range(start.date(), periods=rows + 10)
+    assert list(series.read(written(folder, whole[:rows])).after(10)) == list(whole[rows:])
+
+
 def test_after_january_31st_comes_the_last_of_february(folder):
     for year, last in ((2023, 28), (2024, 29)):
         found = series.read(written(folder, [f"{year - 1}-12-31", f"{year}-01-31"]))
@@ -241,7 +248,7 @@ def test_offsets_of_no_one_zone_are_put_in_utc(folder):
 
 
 @settings(max_examples=80, deadline=None)
-@given(STARTS, st.sampled_from(PLAIN + LATE), st.integers(36, 50), st.integers(1, 34), st.integers(1, 2))
+@given(STARTS, st.sampled_from(PLAIN + LATE), st.integers(36, 50), st.integers(1, 33), st.integers(1, 2))
 def test_a_gap_is_named_by_what_is_missing(folder, start, freq, rows, at, gone):
     whole = calendar(start, freq, rows)
     cells = [str(t) for t in whole]

@@ -335,3 +335,21 @@ def test_what_a_family_cannot_say_is_named_and_a_fault_of_its_own_is_not_hidden(
         monkeypatch.setitem(models.FAMILIES, "gpt2", dataclasses.replace(gpt2, after=broken))
         with pytest.raises(fault):
             models.published_class(models.preset("gpt-nano"), "gpt2")
+
+
+def test_counting_flops_takes_no_other_path():
+    """Linformer mixes before it projects, which is cheaper; a counter that put hooks on modules would count the plain way."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from qkv.models.account import Flops
+
+    model = made("linformer-nano")
+    given = example(model)
+    with Flops() as fast:
+        model(**given)
+    with FlopCounterMode(display=False) as plain:
+        model(**given)
+    assert 0 < fast.get_total_flops() != plain.get_total_flops()
+    with Watcher(), Flops() as watched:
+        model(**given)
+    assert watched.get_total_flops() == plain.get_total_flops()

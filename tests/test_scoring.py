@@ -56,6 +56,17 @@ def test_cover_reads_every_token_once(length, extra, rows, overlap):
     assert seen == text.ids.tolist()
 
 
+@settings(max_examples=60, deadline=None)
+@given(length=st.integers(2, 9), extra=st.integers(0, 30), epoch=st.integers(0, 5))
+def test_an_epoch_reads_all_whole_windows(length, extra, epoch):
+    windows = batches.Windows(packed([length + extra]), length)
+    whole = (length + extra) // length
+    assert len(windows) == whole and windows.in_order().tolist() == [i * length for i in range(whole)]
+    starts = sorted(windows.epoch(epoch).tolist())
+    assert [b - a for a, b in zip(starts, starts[1:], strict=False)] == [length] * (whole - 1)
+    assert 0 <= starts[0] and starts[-1] + length <= length + extra
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(3, 9), st.integers(1, 4))
 def test_every_token_but_a_documents_first_is_scored_once(lengths, length, rows):

@@ -4,6 +4,7 @@ import functools
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import Attention, Experts, Stack, Tokens, tokens
 from .loss import WHOLE
@@ -43,11 +44,30 @@ def parameters(model):
     return out
 
 
+class _Whole:
+    """What torch's counter asks for the modules around an operation: here one, all of it."""
+
+    parents = ("Global",)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class Flops(FlopCounterMode):
+    """Counts the FLOPs of what is run within, operation by operation: `get_total_flops()`. Unlike torch's own counter it puts no hooks on
+    modules, which would make every fast path step aside and be counted as what it is not."""
+
+    def __init__(self):
+        super().__init__(display=False)
+        self.mod_tracker = _Whole()
+
+
 def of_example(model):
     """FLOPs of a forward pass of one image or sound at the model's size, counted operation by operation on the meta device; None where that has no
     numbers to go by (a position scheme that looks at how far apart tokens are)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     cfg = model.config
     given = {
         "ConvNet": lambda: {"pixel_values": torch.empty(1, cfg.channels, cfg.image, cfg.image, device="meta")},
@@ -56,7 +76,7 @@ def of_example(model):
                                          "decoder_input_ids": torch.zeros(1, cfg.length, dtype=torch.long, device="meta")},
     }[type(cfg).__name__]()  # fmt: skip
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with Flops() as counter, torch.no_grad():
             model.eval()(**given)
     except RuntimeError:
         return None

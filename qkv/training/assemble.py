@@ -88,6 +88,7 @@ def assemble(r, weights=None, before=None):
             inner = getattr(model, "encoder", None)
             if type(getattr(inner, "config", None)) is type(cfg):
                 model = inner  # of an autoencoder
+                model.published = models.published_class(model.config, family)
             if type(cfg) is not type(model.config):
                 raise recipe.RecipeError(
                     f"train.init={t.init} is of the topology {type(model.config).__name__}; the preset {r.model['preset']} is of {type(cfg).__name__}"

@@ -4,7 +4,8 @@ import contextlib
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+from ..models.account import Flops
 
 FIRST, LAST = 2, 5  # steps whose operations are looked at one by one
 
@@ -35,7 +36,7 @@ class Profile:
         if self.step > LAST:
             self.steps, self.tokens = self.steps + 1, self.tokens + tokens
         if self.step == FIRST:
-            with FlopCounterMode(display=False) as counter:
+            with Flops() as counter:
                 yield
             self.flops, self.flop_tokens = counter.get_total_flops(), tokens
         elif FIRST < self.step < LAST:
