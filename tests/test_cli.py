@@ -183,3 +183,15 @@ def test_a_short_text_an_empty_one_and_bad_bytes(tmp_path, capsys):
         assert qkv("train", "gpt-nano", f"data={tmp_path / 'f.txt'}", "tokenizer=char", "steps=1", "threads=1") == 2
         assert reason in capsys.readouterr().err
     assert qkv("train", "gpt-nano", f"data={tmp_path / 'f.txt'}", "tokenizer=char", "errors=replace", "steps=1", *SMALL) == 0
+
+
+def test_the_help_of_train_names_every_key():
+    import dataclasses
+    import re
+
+    from qkv.cli.train import HELP
+    from qkv.data import Data
+    from qkv.training.recipe import Train
+
+    said = set(re.findall(r"\w+", HELP))
+    assert not [f.name for kind in (Data, Train) for f in dataclasses.fields(kind) if f.name not in said]

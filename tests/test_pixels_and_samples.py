@@ -480,6 +480,13 @@ def test_what_is_named_like_an_idx_file_and_is_none(tmp_path):
     raises("there is no IDX file .*x-images-idx3-ubyte", lambda: images.read(labels))
 
 
+def test_digits_reach_from_black_to_white():
+    from sklearn.datasets import load_digits
+
+    x = load_digits().images.astype(int)
+    assert np.array_equal([e.text[..., 0] for e in images.read("digits")], scaled(x, 16)) and x.max() == 16
+
+
 def test_mnist_and_emoji_are_what_they_are(shared):
     """Real sets: IDX, and RGBA pictures in a zip, by a table."""
     path = shared / "image_mnist/t10k-images-idx3-ubyte.gz"

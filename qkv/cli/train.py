@@ -35,7 +35,8 @@ Nothing at all trains a small GPT for a minute on text that ships with Python.
 
 keys (model.*, data.*, train.*; the section may be left out):
   data     source target valid holdout field split languages tokenizer vocab length across errors
-           text pair label choices task (columns of labelled examples) files without limit env policy episodes bins
+           text pair label choices task (columns of labelled examples, by name or number) files without limit env policy episodes bins
+           valid_target count  too_long (pairs that do not fit: drop, cut, windows or refuse)
   train    objective task init freeze layer_decay patience steps epochs seconds batch tokens accumulate lr schedule warmup optimizer muon_lr weight_decay
            beta1 beta2 clip precision compile threads seed device eval_every eval_batches save_every sample_every
            sample_tokens keep prompt smoothing mask_rate

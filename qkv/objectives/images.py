@@ -79,9 +79,12 @@ class Images(Classification):
         return torch.from_numpy(np.array(images.pixels(example, self.sees.image, self.sees.channels)))
 
     def encode(self, examples, training=False):
-        named = self.config.label_names
-        number = lambda e: None if e.label is None or not named else self.number(e.label, e.where)
-        return [{"pixels": self.seen(e), "ids": (), "wanted": e.label, "where": e.where, "label": number(e)} for e in examples]
+        named, out = self.config.label_names, []
+        for e in examples:
+            label = None if e.label is None or not named else self.number(e.label, e.where)
+            wanted = e.label if label is None else named[label]  # one spelling a class
+            out.append({"pixels": self.seen(e), "ids": (), "wanted": wanted, "where": e.where, "label": label})
+        return out
 
     def pixels(self, items, rng):
         """(B, C, S, S) from -1 to 1. rng: of the training step, None where nothing is drawn."""
