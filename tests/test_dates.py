@@ -212,7 +212,7 @@ def test_hours_go_on_across_a_change_of_clock(folder, change, before, freq, coun
     assert list(naive.after(count)) == list(wall[rows:]) and "the clock changes as in" in naive.notes[0]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.sampled_from(CHANGES), st.integers(3, 23), st.sampled_from(("D", "MS", "B")), st.integers(30, 60))
 def test_days_keep_their_clock_across_its_change(folder, change, hour, freq, rows):
     zone, day = change
@@ -373,6 +373,12 @@ def test_columns_are_named_or_numbered_and_told_apart(folder):
     path.write_bytes(b"date,v\n2020-01-01,1\r2\n")
     with pytest.raises(DataError, match="cannot be read: "):
         series.read(path)
+
+
+def test_hours_of_two_years(shared):
+    found = series.read(shared / "timeseries_ett" / "ETTh1.csv.gz", ["OT"])
+    assert found.values.shape == (17420, 1) and series.spoken(found.frequency) == "1 hour" and not found.notes
+    assert found.written(found.after(1)) == ["2018-06-26 20:00:00"]
 
 
 def test_pandas_waits_until_a_series_is_read():
