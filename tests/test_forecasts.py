@@ -1,6 +1,7 @@
 """The task of forecasting: windows, scales, pieces beyond the horizon, and the band of the errors."""
 
 import datetime
+import re
 
 import numpy as np
 import pandas as pd
@@ -251,3 +252,20 @@ def test_another_file_is_gone_on_with_if_its_step_is_the_same(tmp_path, capsys):
     written(own, values, start="2000-01-01", freq="MS")
     assert main(["train", "linear-forecaster", *train]) == 0
     assert "note: " in (said := capsys.readouterr().err) and "own.csv: 1 missing values are filled" in said
+
+
+def test_another_file_is_scored_in_the_scale_of_the_run(tmp_path, capsys):
+    """Three times the series is three times as far off, in the run's own deviations."""
+    start = datetime.date(2020, 1, 1)
+    values = [10 + (i % 7) + 0.3 * ((i * 7919) % 11) for i in range(300)]
+    for name, factor in (("own", 1), ("same", 1), ("wide", 3)):
+        rows = "".join(f"{start + datetime.timedelta(days=i)},{factor * v:.3f}\n" for i, v in enumerate(values))
+        (tmp_path / f"{name}.csv").write_text("date,sales\n" + rows)
+    words = ["context=14", "horizon=7", "steps=3", "--quiet"]
+    assert main(["train", "linear-forecaster", f"data={tmp_path / 'own.csv'}", *words]) == 0
+    found = {}
+    for name in ("same", "wide"):
+        capsys.readouterr()
+        assert main(["eval", "last", str(tmp_path / f"{name}.csv")]) == 0
+        found[name] = float(re.search(r"mse\s+([\d.]+)", capsys.readouterr().out)[1])
+    assert found["wide"] > 6 * found["same"]

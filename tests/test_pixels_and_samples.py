@@ -635,7 +635,7 @@ def test_a_table_means_one_file_of_an_archive(tmp_path):
     """Its path as it lies there, or with more or fewer folders if one alone fits; two of one name are told
     apart."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
-        for name in ("set/cats/1.png", "set/dogs/1.png", "set/dogs/2.png"):
+        for name in ("set/cats/1.png", "set/dogs/1.png", "set/dogs/2.png", "set/9.png", "9.png"):
             z.writestr(name, name)
     table = tmp_path / "T.CSV"
     read = lambda *names, **more: (
@@ -644,6 +644,7 @@ def test_a_table_means_one_file_of_an_archive(tmp_path):
     )[1]
     for name in ("set/dogs/1.png", "dogs/1.png", "my/set/dogs/1.png", "dogs\\1.png", "./dogs/1.png"):
         assert read(name)[0].text == b"set/dogs/1.png"
+    assert [e.text for e in read("9.png", "set/9.png")] == [b"9.png", b"set/9.png"]
     assert [e.text for e in read("2.png", "cats/1.png")] == [b"set/dogs/2.png", b"set/cats/1.png"]
     raises(
         "row 3: 1.png fits 2 files in .*set/cats/1.png, set/dogs/1.png.*name it with its folder",

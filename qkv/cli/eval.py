@@ -166,7 +166,7 @@ def _task(model, tokenizer, whole, run_folder, source, given):
     if "tokenize" in given:
         objective.tokenize = given["tokenize"]
     if source:
-        found = kind.read(dataclasses.replace(d, source=source), source, given.get("part", "test"))
+        found = kind.read(dataclasses.replace(d, valid=source), source, given.get("part", "test"))
     elif given.get("part"):
         found = kind.read(d, d.source, given["part"])
     else:

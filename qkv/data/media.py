@@ -70,9 +70,9 @@ def files(path: Path, suffixes: Suffixes) -> Files | None:
     """{name: the file, or its bytes} of a file, or of all that is in a folder, zip or tar, sorted by name.
 
     Only files that end in one of `suffixes`, in capitals or not; how many end otherwise is said. Hidden files
-    and folders are no data, nor is what macOS packs beside the real ones (`__MACOSX/._x.png`). Of two files of
-    one name in an archive the later one counts, as on unpacking. None where `path` is none of these. Raises
-    DataError for an archive that is damaged or locked, or that holds a file over LARGEST.
+    and folders are no data, nor is what macOS packs beside the real ones (`__MACOSX/._x.png`). Of two files
+    of one name in an archive the later one counts, as on unpacking. None where `path` is none of these.
+    Raises DataError for an archive that is damaged or locked, or that holds a file over LARGEST.
     """
     if path.is_dir():
         below = ((p.relative_to(path).as_posix(), 0, p) for p in path.rglob("*") if not p.is_dir())

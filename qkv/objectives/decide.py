@@ -4,6 +4,7 @@ Dims: B windows or episodes, T steps, S numbers of a state, A numbers of an acti
 """
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Decide(Task):
 
     @classmethod
     def read(cls, cfg, source, part):
-        found = trajectories.read(cfg)
+        found = trajectories.read(dataclasses.replace(cfg, source=source))
         if len(found) < 2:
             raise DataError(f"data.source={source} holds {len(found)} trajectories; some are held out, so at least 2 are needed")
         if cfg.env:  # what it is tried in must be what was seen

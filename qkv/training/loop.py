@@ -101,7 +101,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     clock = {"eval": time.monotonic(), "save": time.monotonic(), "sample": time.monotonic()}
     patience = {"eval": min(60.0, (t.seconds or 600) / 6), "save": 120.0, "sample": min(120.0, (t.seconds or 600) / 3)}
     elapsed = lambda: before + time.monotonic() - began
-    over = lambda: t.seconds is not None and step > 0 and elapsed() >= t.seconds  # one step at least is trained, however slow the machine
+    over = lambda: t.seconds is not None and elapsed() >= t.seconds
 
     def due(what):
         """Is it time, by steps or by the clock of rank 0?"""
@@ -150,7 +150,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     for words in run.notes:
         show.note(words)
     held = check() if step == 0 else None
-    began = time.monotonic()  # what was evaluated before the first step is no training
+    began = time.monotonic()  # what was evaluated before is no training: one step at least is made, however slow the machine
     clock = dict.fromkeys(clock, began)
     with stop, ThreadPoolExecutor(1) as loader:
         ahead = loader.submit(batches_of, run, step, rank, world)
