@@ -226,6 +226,8 @@ def one(folder, variant, seed, at):
 
 def at_lengths(run, lengths):
     """Held-out loss of a run on rows of each length, or None where its parts cannot read them. About 40,000 tokens each, the same text."""
+    import itertools
+
     from .. import data as data_of
     from .. import models, objectives
     from ..evaluation.loss import evaluate

@@ -112,7 +112,16 @@ GPT3 = Family(
     bare=("GPT3Model",),
     presets={
         "gpt3-nano": dict(
-            vocab=2048, bos=5, eos=6, length=128, dim=128, layers=4, heads=2, dropout=0.0, attn_dropout=0.0, pattern=("causal", "sliding(32)")
+            vocab=2048,
+            bos=5,
+            eos=6,
+            length=128,
+            dim=128,
+            layers=4,
+            heads=2,
+            dropout=0.0,
+            attn_dropout=0.0,
+            pattern=("causal", "sliding(32)"),
         ),
         "gpt3-small": SPARSE,
         "gpt3-medium": SPARSE | dict(dim=1024, layers=24, heads=16),
