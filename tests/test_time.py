@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from topologies import answer, example
+from topologies import answer, example, small
 
 from qkv import data, models, objectives
 from qkv.checkpoints import files
 from qkv.data import shards
 from qkv.data import tokenizer as tokenizers
+from qkv.data.examples import Example
+from qkv.objectives.tasks import TASKS
 from qkv.training import folder, loop, optim, recipe
 
 TEXT = "".join(f"line {i}: {i * i} is the square of {i}.\n" for i in range(300))
@@ -368,3 +370,85 @@ def test_the_losses_that_experts_leave_are_part_of_the_loss(text, tmp_path):
     (with_it,) = torch.autograd.grad(loss.value, router, retain_graph=True)
     (without,) = torch.autograd.grad(out["loss"], router)
     assert not torch.allclose(with_it, without)
+
+
+EXPERTS = [n for n in small() if "ffn" in models.fields(models.preset(n))]
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_every_topology_hands_on_what_experts_leave_behind(name):
+    try:
+        model = models.create(name, ffn="experts(2)").train()
+    except ValueError as refused:
+        assert "ffn" in str(refused)
+        return
+    if not any("router" in n for n, _ in model.named_parameters()):
+        return  # a topology of convolutions or one that has no feed-forward layers
+    out = model(**example(model))
+    (by,) = torch.autograd.grad(out["auxiliary"], next(p for n, p in model.named_parameters() if "router" in n))
+    assert by.abs().max() > 0
+    with torch.no_grad():
+        assert "auxiliary" not in model(**example(model))
+
+
+class Heavier(torch.nn.Module):
+    """A model whose parts leave behind a loss of 5."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.inner, self.config = model, model.config
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, **given):
+        out = self.inner(**given)
+        out["auxiliary"] = torch.tensor(5.0)
+        return out
+
+
+def examples_of_tasks(tokenizer):
+    """(name, objective, model, batch) of every task on text and every objective of running text."""
+    films = [Example(f"film {i}", pair="a b c", label=str(i % 2), where=f"row {i}", more={"choices": ["a", "b c"]}) for i in range(4)]
+    words = [Example(["a", "b"], None, ["O", "B-X"], f"row {i}") for i in range(4)]
+    asked = [Example("what", "a bb ccc", [(2, "bb")], f"row {i}") for i in range(4)]
+    found = {"tagging": words, "answers": asked}
+    for name, kind in TASKS.items():
+        (topology, output), *_ = kind.outputs.items()
+        base = {"Encoder": "bert-nano", "Decoder": "gpt-nano", "EncoderDecoder": "transformer-nano"}[topology]
+        labels = ("O", "B-X") if name == "tagging" else ("0", "1")
+        model = models.create(base, vocab=len(tokenizer), dim=16, layers=1, heads=2, length=32, pad=tokenizer.pad, output=output, labels=2,
+                              label_names=labels, start=tokenizer.bos)  # fmt: skip
+        options = {"stride": 2} if name == "answers" else {}
+        task = kind(tokenizer, model.config, 32, **options)
+        yield name, task, model, task.pairs(task.encode(found.get(name, films)), None)
+    rows = torch.randint(8, 40, (3, 17)), None, None
+    for name in ("causal", "masked", "contrastive", "detect"):
+        base, output = (
+            ("gpt-nano", "lm") if name == "causal" else ("bert-nano", {"contrastive": "hidden", "detect": "detect"}.get(name, "lm"))
+        )
+        model = models.create(base, vocab=len(tokenizer), dim=16, layers=1, heads=2, length=32, pad=tokenizer.pad, output=output)
+        objective = objectives.make(name, model.config, tokenizer, False)
+        objective.prepare(model)
+        yield name, objective, model, objective.batch(rows, data.rng(0))
+
+
+def test_every_loss_takes_in_what_parts_leave_behind():
+    tokenizer = tokenizers.train("char", [TEXT + "abcdefghijklmnopqrstuvwxyz"], 300)
+    names = []
+    for name, objective, model, batch in examples_of_tasks(tokenizer):
+        model.eval()
+        whole = lambda m, o=objective: objectives.joint(m, o)
+        torch.manual_seed(0)
+        plain = objective.loss(whole(model), batch)
+        torch.manual_seed(0)
+        heavy = objective.loss(whole(Heavier(model)), batch)
+        assert heavy.value.item() - plain.value.item() == pytest.approx(5 * batch.count, rel=1e-3), name
+        reported = {k: float(v) for k, v in plain.metrics.items() if v is not None}
+        if name != "detect":  # whose two losses are reported as one
+            assert {k: float(v) for k, v in heavy.metrics.items() if v is not None} == pytest.approx(reported), name
+        names.append(name)
+    assert set(TASKS) <= set(names)

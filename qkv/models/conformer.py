@@ -108,11 +108,12 @@ class SpeechEncoderModel(Stack):
         if lengths is not None:
             out["lengths"] = self.front.length(lengths)
             valid = torch.arange(T, device=x.device)[None] < out["lengths"][:, None]
-        raw = self.through(x, Context(tokens(T, valid=valid, device=x.device)))
+        ctx = Context(tokens(T, valid=valid, device=x.device))
+        raw = self.through(x, ctx)
         out["hidden"] = hidden = self.norm(raw)
         if self.head is not None:
             out.update(logits=self.head(hidden), hidden=raw)
-        return out
+        return out.with_losses(ctx.losses)
 
 
 flipped = Op(lambda ts: [t.flip(0) for t in ts], lambda ts: [t.flip(0) for t in ts])  # query minus key there, key minus query here

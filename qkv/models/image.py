@@ -174,7 +174,8 @@ class ImageEncoderModel(Stack):
         Returns hidden (B, T, D), with a head before the last norm, before_norm (B, T, D), pooled (B, D) with a pooler, logits (B, labels) or image_embeds (B, projection)."""
         self.check(pixel_values, interpolate_pos_encoding)
         x = self.embed(pixel_values, keep)
-        raw = self.through(x, Context(tokens(x.shape[1], device=x.device)), class_token if not whole and self.narrow() else None)
+        ctx = Context(tokens(x.shape[1], device=x.device))
+        raw = self.through(x, ctx, class_token if not whole and self.narrow() else None)
         hidden = self.norm(raw)
         out = Output(hidden=hidden if self.config.output == "hidden" else raw, before_norm=raw)
         whole = hidden[:, 0] if self.config.pooling == "first" else hidden[:, int(self.config.class_token) :].mean(1)
@@ -184,7 +185,7 @@ class ImageEncoderModel(Stack):
             out["pooled"] = torch.tanh(self.pool(whole))
         if self.head is not None:
             out["logits" if self.config.output == "sequence" else "image_embeds"] = self.head(whole)
-        return out
+        return out.with_losses(ctx.losses)
 
 
 def class_token(block, x_BTD, ctx):
@@ -240,11 +241,12 @@ class MaskedAutoencoderModel(nn.Module):
         mask = torch.ones(B, N, device=noise.device, dtype=pixel_values.dtype).scatter(1, kept, 0.0)
         seen = self.encoder(pixel_values, keep=kept, interpolate_pos_encoding=interpolate_pos_encoding)
         out = Output(hidden=seen["hidden" if self.decoder is None else "before_norm"], mask=mask)
+        losses = [seen["auxiliary"]] if "auxiliary" in seen else []
         if self.decoder is not None:
-            out["logits"] = self.decoder(seen["hidden"], order.argsort(1))
+            out["logits"] = self.decoder(seen["hidden"], order.argsort(1), losses)
             wrong = (out["logits"] - self.target(pixel_values)).square().mean(-1)
             out["loss"] = (wrong * mask).sum() / mask.sum()
-        return out
+        return out.with_losses(losses)
 
     def target(self, pixels_BCHW):
         """(B, N, P P C)"""
@@ -270,7 +272,7 @@ class Decoder(Stack):
         self.out = nn.Linear(cfg.decoder_dim, cfg.patch**2 * cfg.channels)
         self.skip = int(cfg.class_token)
 
-    def forward(self, hidden_BKD, back_BN):
+    def forward(self, hidden_BKD, back_BN, losses):
         x, N = self.embed(hidden_BKD), back_BN.shape[1]
         if N + self.skip != self.position.length:
             raise ValueError(f"the decoder knows the places of {self.position.length - self.skip} patches and the image has {N}")
@@ -278,4 +280,4 @@ class Decoder(Stack):
         rest = torch.cat([rest, self.missing.expand(len(x), N - rest.shape[1], -1)], 1)
         rest = rest.gather(1, back_BN[..., None].expand(-1, -1, x.shape[-1]))
         x = torch.cat([first, rest], 1) + self.position.embed(torch.arange(N + self.skip, device=x.device)[None])
-        return self.out(self.run(x, Context(tokens(x.shape[1], device=x.device)))[:, self.skip :])
+        return self.out(self.run(x, Context(tokens(x.shape[1], device=x.device), losses=losses))[:, self.skip :])

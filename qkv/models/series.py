@@ -99,9 +99,9 @@ class Reader(Stack):
         super().__init__(blocks(cfg, cfg.layers, cfg.heads, cfg.wide, False), make_norm(cfg) if cfg.final_norm else None)
         self.distils = nn.ModuleList(Distil(cfg.dim) for _ in range(cfg.layers - 1 if cfg.distil else 0))
 
-    def forward(self, x_BSD):
+    def forward(self, x_BSD, losses):
         for i, block in enumerate(self.blocks):
-            x_BSD = block(x_BSD, Context(tokens(x_BSD.shape[1], device=x_BSD.device)))
+            x_BSD = block(x_BSD, Context(tokens(x_BSD.shape[1], device=x_BSD.device), losses=losses))
             if i < len(self.distils):
                 x_BSD = self.distils[i](x_BSD)
         return self.norm(x_BSD)
@@ -112,8 +112,8 @@ class Writer(Stack):
         layers, heads, hidden = cfg.decoder_layers or cfg.layers, cfg.decoder_heads or cfg.heads, cfg.decoder_hidden or cfg.wide
         super().__init__(blocks(cfg, layers, heads, hidden, True), make_norm(cfg) if cfg.final_norm else None)
 
-    def forward(self, x_BTD, memory_BSD):
-        return self.run(x_BTD, Context(tokens(x_BTD.shape[1], device=x_BTD.device), memory_BSD))
+    def forward(self, x_BTD, memory_BSD, losses):
+        return self.run(x_BTD, Context(tokens(x_BTD.shape[1], device=x_BTD.device), memory_BSD, losses=losses))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +235,9 @@ class SeriesEncoderDecoderModel(nn.Module):
         if cfg.times:
             parts.append(torch.cat([past_time_features[:, cfg.past - cfg.context :], future_time_features], 1))
         x = torch.cat(parts, -1)
-        memory = self.encoder(self.read_side(x[:, : cfg.context], 0))
-        hidden = self.decoder(self.write_side(x[:, cfg.context :], cfg.context), memory)
+        losses: list[torch.Tensor] = []
+        memory = self.encoder(self.read_side(x[:, : cfg.context], 0), losses)
+        hidden = self.decoder(self.write_side(x[:, cfg.context :], cfg.context), memory, losses)
         out = Output(hidden=hidden, encoder_hidden=memory, loc=loc, scale=scale, static_features=static)
         if self.heads:
             meant, kind, _ = DISTRIBUTIONS[cfg.output]
@@ -244,7 +245,7 @@ class SeriesEncoderDecoderModel(nn.Module):
             params = [p.squeeze(-1) for p in params] if cfg.values == 1 else params
             out.update({f"params_{i}": p for i, p in enumerate(params)})
             out["loss"] = -self.distribution(params, loc, scale).log_prob(future_values).mean()
-        return out
+        return out.with_losses(losses)
 
     def distribution(self, params, loc, scale):
         """Of the values themselves, their scaling undone."""
@@ -342,9 +343,11 @@ class CalendarEncoderDecoderModel(nn.Module):
                 raise ValueError(f"{name} has the shape {tuple(x.shape)}; it must be (batch, steps, {wide})")
         if x_dec.shape[1] < cfg.horizon:
             raise ValueError(f"x_dec has {x_dec.shape[1]} steps, and {cfg.horizon} are said (horizon)")
-        memory = self.encoder(self.read_stem(x_enc, x_mark_enc))
-        hidden = self.decoder(self.write_stem(x_dec, x_mark_dec), memory)
-        return Output(logits=self.head(hidden)[:, -cfg.horizon :], hidden=hidden, encoder_hidden=memory)
+        losses: list[torch.Tensor] = []
+        memory = self.encoder(self.read_stem(x_enc, x_mark_enc), losses)
+        hidden = self.decoder(self.write_stem(x_dec, x_mark_dec), memory, losses)
+        out = Output(logits=self.head(hidden)[:, -cfg.horizon :], hidden=hidden, encoder_hidden=memory)
+        return out.with_losses(losses)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,10 +91,11 @@ class TrajectoryDecoderModel(DecoderModel):
         valid = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool().repeat_interleave(3, 1)
         place = torch.zeros(1, 3 * T, dtype=torch.long, device=x.device)  # the time of an episode stands for all places
         x = self.embed(None, place, None, self.before(x), 0)
-        hidden = self.run(x, Context(tokens(3 * T, valid=valid, device=x.device))).unflatten(1, (T, 3))
+        ctx = Context(tokens(3 * T, valid=valid, device=x.device))
+        hidden = self.run(x, ctx).unflatten(1, (T, 3))
         action = self.say_action(hidden[:, :, 1])
         return Output(action_preds=torch.tanh(action) if cfg.bounded else action, state_preds=self.say_state(hidden[:, :, 2]),
-                      return_preds=self.say_return(hidden[:, :, 2]), hidden=hidden)  # fmt: skip
+                      return_preds=self.say_return(hidden[:, :, 2]), hidden=hidden).with_losses(ctx.losses)  # fmt: skip
 
 
 LEAVES = ("weight", "bias")

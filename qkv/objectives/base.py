@@ -16,6 +16,11 @@ class Loss:
     metrics: dict
 
 
+def with_auxiliary(value: torch.Tensor, out, count: int) -> torch.Tensor:
+    """A summed loss and, for each of its `count` targets, what the parts of the model left behind to be made small (the balance of experts)."""
+    return value + out["auxiliary"] * count if "auxiliary" in out else value
+
+
 class Objective:
     """`batch` makes examples from rows of running text, `pairs` from pairs of texts (or other examples); `loss` scores a model on
     them.
@@ -45,7 +50,7 @@ class Objective:
         metrics = {"loss": out["plain"]}
         if not torch.is_grad_enabled():  # evaluation
             metrics["accuracy"] = out["hits"]
-        return Loss(out["loss"] + out["auxiliary"] * batch.count if "auxiliary" in out else out["loss"], batch.count, metrics)
+        return Loss(with_auxiliary(out["loss"], out, batch.count), batch.count, metrics)
 
 
 class Joint(nn.Module):

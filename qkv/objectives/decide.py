@@ -14,7 +14,7 @@ from ..data import trajectories
 from ..data.batches import Batch
 from ..data.examples import Example
 from ..data.text import DataError
-from .base import Loss
+from .base import Loss, with_auxiliary
 from .tasks import Task
 
 
@@ -118,24 +118,26 @@ class Decide(Task):
         count = int(mask.sum())
         return Batch(inputs, actions.flatten(0, 1), count, count)
 
-    def wrong(self, model, batch):
-        """((N,) loss of each step that is there, (N,) was the action right, or how far off)."""
+    def wrong(self, out, batch):
+        """((N,) loss of each step that is there, (N,) was the action right, or how far off) of what the model says."""
         there = batch.inputs["attention_mask"].flatten().bool()
-        said, wanted = model(**batch.inputs)["action_preds"].flatten(0, 1)[there].float(), batch.labels[there]
+        said, wanted = out["action_preds"].flatten(0, 1)[there].float(), batch.labels[there]
         if self.config.discrete:
             return F.cross_entropy(said, wanted.argmax(-1), reduction="none"), (said.argmax(-1) == wanted.argmax(-1)).float()
         off = (said - wanted).square().mean(-1)
         return off, off
 
     def loss(self, model, batch):
-        value = self.wrong(model, batch)[0].sum()
-        return Loss(value, batch.count, {"loss": value.detach()})
+        out = model(**batch.inputs)
+        value = self.wrong(out, batch)[0].sum()
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": value.detach()})
 
     @torch.no_grad()
     def judge_all(self, model, items, device="cpu"):
         """({loss, and right or near, of every step once; with an environment return, its spread, least},
         nothing is said of a window)."""
-        parts = [self.wrong(model, self.pairs(items[i : i + 64], None).to(device)) for i in range(0, len(items), 64)]
+        batches = [self.pairs(items[i : i + 64], None).to(device) for i in range(0, len(items), 64)]
+        parts = [self.wrong(model(**b.inputs), b) for b in batches]
         loss, right = (torch.cat(p).mean().item() for p in zip(*parts))
         held = {"loss": loss} | ({"right": right} if self.config.discrete else {"near": -right})
         if self.config.environment:

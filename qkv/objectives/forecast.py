@@ -19,7 +19,7 @@ from ..data.examples import Example
 from ..data.series import Series
 from ..data.text import DataError
 from ..models import CalendarEncoderDecoder
-from .base import Loss
+from .base import Loss, with_auxiliary
 from .tasks import Task
 
 SHARES = {"train": (0.0, 0.6), "valid": (0.6, 0.8), "test": (0.8, 1.0), "other": (0.0, 1.0)}
@@ -129,9 +129,10 @@ class Forecast(Task):
         return Batch(inputs, torch.zeros(len(items), dtype=torch.long), len(items), count, {"future": future})
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        wrong = model(**batch.inputs)["logits"] - batch.targets["future"]
+        out = model(**batch.inputs)
+        wrong = out["logits"] - batch.targets["future"]
         value = wrong.square().mean((1, 2)).sum()
-        return Loss(value, batch.count, {"loss": value.detach()})
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": value.detach()})
 
     @torch.no_grad()
     def predict(self, model: nn.Module, items: list[dict], device: str = "cpu") -> list[Tensor]:

@@ -15,7 +15,7 @@ from ..data.batches import Batch, padded
 from ..data.text import DataError
 from ..models.image import ImageEncoder
 from ..models.loss import IGNORE
-from .base import Loss
+from .base import Loss, with_auxiliary
 from .ranks import places
 from .tasks import Classification
 
@@ -141,8 +141,9 @@ class Reconstruct(Images):
         return Batch(inputs, torch.zeros(len(items), dtype=torch.long), len(items), len(items) * N)
 
     def score(self, model, batch):
-        value = model(**batch.inputs)["loss"] * batch.count
-        return Loss(value, batch.count, {"loss": value.detach()})
+        out = model(**batch.inputs)
+        value = out["loss"] * batch.count
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": value.detach()})
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu"):
@@ -448,7 +449,7 @@ class Caption(Match):
 
     def score(self, model, batch):
         out = model(**batch.inputs, labels=batch.labels)
-        return Loss(out["loss"], batch.count, {"loss": out["plain"]})
+        return Loss(with_auxiliary(out["loss"], out, batch.count), batch.count, {"loss": out["plain"]})
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu"):

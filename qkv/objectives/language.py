@@ -14,7 +14,7 @@ from ..data.batches import rng as keyed
 from ..models.encoder import Encoder
 from ..models.loss import IGNORE
 from . import noise
-from .base import Loss, Objective
+from .base import Loss, Objective, with_auxiliary
 
 
 def packed(ids, documents, position):
@@ -144,7 +144,7 @@ class Masked(Objective):
         if not self.boundary:
             return super().loss(model, batch)
         out = model(**batch.inputs, labels=batch.labels, **batch.targets)
-        return Loss(out["loss"], batch.count, {"loss": out["plain"], "accuracy": out["hits"]})
+        return Loss(with_auxiliary(out["loss"], out, batch.count), batch.count, {"loss": out["plain"], "accuracy": out["hits"]})
 
     def run(self, model, *, labels, span, at, **inputs):
         out = model(**inputs, at=at, labels=labels)
@@ -234,16 +234,21 @@ class Sentences(Masked):
 
     def loss(self, model, batch):
         if self.alone:
-            scores = model(**batch.inputs)["logits"].float()
+            out = model(**batch.inputs)
+            scores = out["logits"].float()
             value = F.cross_entropy(scores, batch.labels.clamp(min=0), reduction="none") * (batch.labels >= 0)
             hits = ((scores.argmax(-1) == batch.labels) & (batch.labels >= 0)).sum()
-            return Loss(value.sum(), batch.count, {"loss": value.sum().detach(), "accuracy": hits})
+            return Loss(with_auxiliary(value.sum(), out, batch.count), batch.count, {"loss": value.sum().detach(), "accuracy": hits})
         out, wrong = model(**batch.inputs, labels=batch.labels), batch.targets["wrong"]
         scores = out[self.name].float()
         weight = batch.count / len(wrong)  # one target a row beside many: a row's share of them
         second = F.cross_entropy(scores, wrong, reduction="sum") * weight
         hits = (scores.argmax(-1) == wrong).sum() * weight
-        return Loss(out["loss"] + second, batch.count, {"loss": out["plain"] + second.detach(), "accuracy": out["hits"], "pairs": hits})
+        return Loss(
+            with_auxiliary(out["loss"] + second, out, batch.count),
+            batch.count,
+            {"loss": out["plain"] + second.detach(), "accuracy": out["hits"], "pairs": hits},
+        )
 
 
 class Detection(Masked):
@@ -303,11 +308,13 @@ class Detection(Masked):
             ids = original.clone()
             ids.view(-1)[at] = guess
             replaced = (ids != original).float()
-        judged = model(input_ids=ids, **inputs)["logits"].float()
+        out = model(input_ids=ids, **inputs)
+        judged = out["logits"].float()
         wrong = F.binary_cross_entropy_with_logits(judged, replaced, reduction="mean")  # over all tokens
         share = max(1, len(at))
         hits = ((judged > 0) == replaced.bool()).float().mean() * share
-        return {"loss": filled + self.weight * wrong * share, "generator": filled.detach(), "hits": hits, "ids": ids, "replaced": replaced,
+        loss = with_auxiliary(filled + self.weight * wrong * share, out, share)
+        return {"loss": loss, "generator": filled.detach(), "hits": hits, "ids": ids, "replaced": replaced,
                 "judged": judged}  # fmt: skip
 
 
@@ -337,10 +344,11 @@ class Contrastive(Objective):
         return Batch({"input_ids": ids, "attention_mask": mask.long()}, labels, count, int(mask.sum()), whole=True)
 
     def loss(self, model, batch):
-        hidden, mask = model(**batch.inputs)["hidden"].float(), batch.inputs["attention_mask"][..., None]
+        out, mask = model(**batch.inputs), batch.inputs["attention_mask"][..., None]
+        hidden = out["hidden"].float()
         x = hidden[:, 0] if self.pool == "cls" else (hidden * mask).sum(1) / mask.sum(1)
         a, b = F.normalize(x, dim=-1).unflatten(0, (-1, 2)).unbind(1)
         scores = a @ b.T / self.temperature
         value = (F.cross_entropy(scores, batch.labels, reduction="sum") + F.cross_entropy(scores.T, batch.labels, reduction="sum")) / 2
         hits = (scores.argmax(-1) == batch.labels).sum()
-        return Loss(value, batch.count, {"loss": value.detach(), "accuracy": hits})
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": value.detach(), "accuracy": hits})

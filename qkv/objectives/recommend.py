@@ -11,7 +11,7 @@ from ..data.batches import Batch, padded
 from ..data.examples import Example, paths_of
 from ..data.text import DataError, read_text
 from ..models.loss import IGNORE
-from .base import Loss
+from .base import Loss, with_auxiliary
 from .ranks import places, ranking
 from .tasks import Task
 
@@ -115,7 +115,7 @@ class Recommend(Task):
 
     def loss(self, model, batch):
         out = model(**batch.inputs, labels=batch.labels)
-        return Loss(out["loss"], batch.count, {"loss": out["plain"]})
+        return Loss(with_auxiliary(out["loss"], out, batch.count), batch.count, {"loss": out["plain"]})
 
     @torch.inference_mode()
     def best(self, model, items, top, seen=False):

@@ -10,7 +10,7 @@ from ..data import audio
 from ..data.batches import Batch, padded
 from ..data.text import DataError
 from ..models.loss import IGNORE
-from .base import Loss
+from .base import Loss, with_auxiliary
 from .tasks import Task
 
 
@@ -113,7 +113,7 @@ class Transcribe(Task):
         there = wanted != IGNORE
         log = out["logits"].float().log_softmax(-1).transpose(0, 1)
         value = F.ctc_loss(log, wanted[there].cpu(), lengths.cpu(), there.sum(1).cpu(), self.config.pad, "sum", zero_infinity=True)
-        return Loss(value, batch.count, {"loss": value.detach()})
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": value.detach()})
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu"):

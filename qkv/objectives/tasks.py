@@ -17,7 +17,7 @@ from ..data.batches import Batch, padded
 from ..data.examples import Example
 from ..data.text import DataError
 from ..models.loss import IGNORE, token_loss
-from .base import Loss, Objective
+from .base import Loss, Objective, with_auxiliary
 from .language import Causal
 from .restore import SequenceToSequence
 
@@ -267,9 +267,7 @@ class Classification(Task):
             following = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORE).flatten()
             more, _, _ = token_loss(out["hidden"][:, :-1].flatten(0, 1), whole.embed.token.weight, None, following, 0.0)
             value = value + self.auxiliary * more * batch.count / max(1, int((following != IGNORE).sum()))
-        if "auxiliary" in out:
-            value = value + out["auxiliary"] * batch.count
-        return Loss(value, batch.count, {"loss": plain, "accuracy": hits})
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": plain, "accuracy": hits})
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu"):
@@ -339,10 +337,11 @@ class Tagging(Task):
         return Batch(inputs, labels.flatten(), int((labels != IGNORE).sum()), int(inputs["attention_mask"].sum()))
 
     def loss(self, model, batch):
-        scores = model(**batch.inputs)["logits"].float().flatten(0, 1)
+        out = model(**batch.inputs)
+        scores = out["logits"].float().flatten(0, 1)
         value = F.cross_entropy(scores, batch.labels, reduction="sum", ignore_index=IGNORE)
         hits = ((scores.argmax(-1) == batch.labels) & (batch.labels != IGNORE)).sum()
-        return Loss(value, batch.count, {"loss": value.detach(), "accuracy": hits})
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": value.detach(), "accuracy": hits})
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu"):
@@ -437,7 +436,7 @@ class Answering(Task):
         start, end = (out[k].float().masked_fill(hidden, -torch.inf) for k in ("start_logits", "end_logits"))
         value = (F.cross_entropy(start, labels[:, 0], reduction="sum") + F.cross_entropy(end, labels[:, 1], reduction="sum")) / 2
         hits = ((start.argmax(-1) == labels[:, 0]) & (end.argmax(-1) == labels[:, 1])).sum()
-        return Loss(value, batch.count, {"loss": value.detach(), "accuracy": hits})
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": value.detach(), "accuracy": hits})
 
     @torch.inference_mode()
     def spans(self, model, items, device="cpu"):
@@ -572,7 +571,7 @@ class Choice(Task):
         hits, plain = (scores.argmax(-1) == batch.labels).sum(), value.detach()
         if decoder and self.auxiliary:
             value = value + self.auxiliary * out["loss"] * batch.count / max(1, int((following != IGNORE).sum()))
-        return Loss(value, batch.count, {"loss": plain, "accuracy": hits})
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": plain, "accuracy": hits})
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu"):
