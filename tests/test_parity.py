@@ -1,4 +1,4 @@
-"""Equal to what is published: every case and every size beside the checkout where QKV_PARITY names them, and every file goes there and back."""
+"""Equal to what is published: every case and size where QKV_PARITY names them, and every file goes there and back."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import qkv
 from qkv import models
 
 PARITY = Path(os.environ.get("QKV_PARITY", ""))
-given = pytest.mark.skipif("QKV_PARITY" not in os.environ, reason="QKV_PARITY names no folder of parity cases")
+given = pytest.mark.skipif("QKV_PARITY" not in os.environ, reason="QKV_PARITY names no folder of cases")
 CASES = sorted(p.parent for p in (PARITY / "open").rglob("case.json")) if "QKV_PARITY" in os.environ else []
 SIZES = json.loads((PARITY / "param_counts.json").read_text()) if "QKV_PARITY" in os.environ else {}
 
@@ -51,7 +51,7 @@ def test_a_published_size_is_equal(name):
 
 
 PRESETS = {name: models.preset(name) for name in models.presets()}
-SMALL = [name for name, cfg in PRESETS.items() if cfg.vocab * cfg.dim + 12 * cfg.layers * cfg.dim**2 < 3_000_000]
+SMALL = [n for n, cfg in PRESETS.items() if cfg.vocab * cfg.dim + 12 * cfg.layers * cfg.dim**2 < 3_000_000]
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,7 +1,8 @@
-"""The README is run: every command at a tiny size, in its order, in one folder, on stand-ins for the files that it names; every Python block.
+"""The README is run: every command at a tiny size, in its order, in one folder; every Python block.
 
-Rules, not a list: what trains takes two steps; files that a command names are made (tests/standins.py); RUN stands for the newest run that fits;
-`make` lines give what they would run; a hub id, which cannot be fetched here, must be refused with a sentence.
+Rules, not a list: what trains takes two steps; files that a command names are made (tests/standins.py); RUN stands for
+the newest run that fits; `make` lines give what they would run; a hub id, which cannot be fetched here, must be refused
+with a sentence.
 """
 
 import ast
@@ -23,7 +24,7 @@ from qkv.training import folder, recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROLES = {"words": (models.Decoder,), "picture": (models.ImageEncoder, models.TwoTowers)}  # what a part is begun from
+ROLES = {"words": (models.Decoder,), "picture": (models.ImageEncoder, models.TwoTowers)}  # what parts begin from
 SEPARATORS = {";", "&&"}
 
 
@@ -35,7 +36,8 @@ def sections() -> dict[str, list[tuple[str, str]]]:
         if found["heading"]:
             here = found["heading"]
         else:
-            out.setdefault(here, []).append(("inline", found["inline"]) if found["inline"] else (found["kind"], found["block"]))
+            kind, text = ("inline", found["inline"]) if found["inline"] else (found["kind"], found["block"])
+            out.setdefault(here, []).append((kind, text))
     return out
 
 
@@ -58,12 +60,11 @@ def commands(text: str) -> list[list[str]]:
 
 
 def tiny(words: list[str]) -> list[str]:
-    """The command `qkv ...` at a small size: numbers of texts and episodes are cut down, and whatever the verb knows of ends is said."""
+    """The command `qkv ...` at a small size: lengths and episodes are cut down, and where the verb has an end it comes soon."""
     verb, *rest = words
-    small = {"length": 16, "evaluate": 16, "context": 4, "horizon": 4, "episodes": 10, "bins": 5}
-    shrink = lambda key, value: re.sub(r"\d+", lambda n: str(max(1, int(n[0]) // small[key])), value)
     if verb in ("cost", "compare"):  # lengths that are measured, not read
-        rest = [f"{k}={shrink(k, v)}" if k in ("length", "evaluate") else w for w in rest for k, _, v in [w.partition("=")]]
+        shorter = lambda w: re.sub(r"\d+", lambda n: str(max(1, int(n[0]) // 16)), w)
+        rest = [shorter(w) if w.startswith(("length=", "evaluate=")) else w for w in rest]
     rest = [re.sub(r"episodes=\d+", "episodes=2", w) for w in rest]
     if verb in ("train", "compare") and "--time" not in rest:
         again = verb == "train" and rest[:1] == ["last"]
@@ -79,7 +80,8 @@ def tiny(words: list[str]) -> list[str]:
         ]
     known = getattr(importlib.import_module(f"qkv.cli.{'generate' if verb == 'chat' else verb}"), "KEYS", ())
     given = {w.partition("=")[0] for w in rest}
-    return [verb, *rest, *(f"{k}={v}" for k, v in {"tokens": 8, "batches": 2, "limit": 4}.items() if k in known and k not in given)]
+    ends = {"tokens": 8, "batches": 2, "limit": 4}
+    return [verb, *rest, *(f"{k}={v}" for k, v in ends.items() if k in known and k not in given)]
 
 
 def newest(fits) -> str:
@@ -92,7 +94,8 @@ def newest(fits) -> str:
 
 def begins(part: str):
     """Whether a run's recipe makes what a part is begun from: a tower, or a language model."""
-    return lambda r: isinstance(models.preset(r.model["preset"]), ROLES[part]) and (part != "words" or not r.train.task)
+    kind = ROLES[part]
+    return lambda r: isinstance(models.preset(r.model["preset"]), kind) and (part != "words" or not r.train.task)
 
 
 def resolved(words: list[str]) -> list[str]:
@@ -133,7 +136,7 @@ def run(words: list[str], capfd) -> str:
         compile((ROOT / rest[0]).read_text(), rest[0], "exec")
         return ""
     if program != "qkv":
-        return "" if words == ["source", ".venv/bin/activate"] else "this is no command that the README may ask for"
+        return "" if words == ["source", ".venv/bin/activate"] else "nothing here knows how to run this"
     if rest[0] not in VERBS:
         return f"there is no verb {rest[0]}"
     words, refused = resolved(rest), hub_id(rest)
@@ -144,7 +147,8 @@ def run(words: list[str], capfd) -> str:
         return f"{type(e).__name__}: {e}"
     said = "".join(capfd.readouterr())
     if refused:
-        return "" if status == 2 and "the hub did not give it" in said else f"a hub id was not refused with a sentence: {said[-500:]}"
+        refusal = status == 2 and "the hub did not give it" in said
+        return "" if refusal else f"a hub id was not refused with a sentence: {said[-500:]}"
     return "" if status == 0 else f"status {status}: {said[-800:]}"
 
 
@@ -169,7 +173,8 @@ def here(place, monkeypatch):
 
 def test_every_block_is_of_a_known_kind():
     assert {kind for blocks in SECTIONS.values() for kind, _ in blocks} <= {"sh", "python", "", "inline"}
-    assert sum(len(commands(text)) for blocks in SECTIONS.values() for kind, text in blocks if kind == "sh") > 50
+    shell = [text for blocks in SECTIONS.values() for kind, text in blocks if kind == "sh"]
+    assert len(commands("\n".join(shell))) > 50
 
 
 @pytest.mark.slow
@@ -197,7 +202,7 @@ NAMES: dict = {}  # what Python blocks have made for those that follow
 
 
 def execute(block: str, here: Path) -> None:
-    """Runs a Python block; what it uses and does not make is what any reader would have: a folder of a model, ids, a table."""
+    """Runs a Python block; what it uses and does not make is what a reader has: a folder of a model, ids, a table."""
     if not Path("path/to/folder").exists():
         import qkv
 
@@ -207,8 +212,8 @@ def execute(block: str, here: Path) -> None:
     supplied = {"prompt_ids": [1, 2, 3], "X": np.stack(columns, 1), "y": r.integers(0, 2, 60)}
     tree = ast.parse(block)
     names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
-    made = {n.id for n in names if isinstance(n.ctx, ast.Store)} | {a.asname or a.name.partition(".")[0] for n in ast.walk(tree)
-             if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}  # fmt: skip
+    imported = [a for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names]
+    made = {n.id for n in names if isinstance(n.ctx, ast.Store)} | {a.asname or a.name.partition(".")[0] for a in imported}
     unknown = {n.id for n in names} - made - set(dir(builtins)) - set(NAMES) - set(supplied)
     assert not unknown, f"a Python block of the README uses {unknown}, which nothing makes"
     NAMES.update(supplied)

@@ -1,4 +1,4 @@
-"""Every recipe in the package takes two steps, on small stand-ins, and on the real data where QKV_DATA names it."""
+"""Every recipe in the package takes two steps, on stand-ins, and on the real data where QKV_DATA names it."""
 
 import os
 import re
@@ -18,17 +18,17 @@ REAL = Path(os.environ["QKV_DATA"]) if os.environ.get("QKV_DATA") else None
 
 
 def asks(path: Path) -> dict[str, str]:
-    """{key: file} of the arguments that a recipe's first lines say it needs; a file may stand below a folder of QKV_DATA."""
+    """{key: file} of the arguments that a recipe's first lines ask for; a file may stand in a folder of QKV_DATA."""
     head = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     said = dict(re.findall(r"\b(data|valid|files)=([^\s:;,]+)", head))
-    return {key: "noto_72x72.zip" if value.isupper() else value.removeprefix("PATH/") for key, value in said.items()}
+    return {k: "noto_72x72.zip" if v.isupper() else v.removeprefix("PATH/") for k, v in said.items()}
 
 
 def source_of(path: Path) -> str:
     return recipe.load(path)["data"].get("source", "")
 
 
-PARTS = {"words": ("gpt-nano", "length=256"), "picture": ("vit-nano",)}  # what a model that is put together from runs begins from
+PARTS = {"words": ("gpt-nano", "length=256"), "picture": ("vit-nano",)}  # of a model that is put together from runs
 
 
 def two_steps(name, arguments):
@@ -86,7 +86,10 @@ def test_without_network_and_data_a_recipe_says_what_it_needs(name, tmp_path, mo
     assert not list(Path(os.environ["QKV_RUNS"]).glob("*"))
 
 
-@pytest.mark.parametrize("name", [n for n, p in RECIPES.items() if "data" in asks(p) and recipe.load(p)["train"].get("task")])
+OWN = [n for n, p in RECIPES.items() if "data" in asks(p) and recipe.load(p)["train"].get("task")]
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_a_recipe_for_your_own_data_asks_for_it(name, capsys):
     assert main(["train", name, *TINY]) == 2
     said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is published: the wheel and the sdist hold every file of the package, and both work where nothing of the checkout is in reach."""
+"""What is published: wheel and sdist hold every file of the package, and work where the checkout is out of reach."""
 
 import os
 import shutil
@@ -14,13 +14,20 @@ import pytest
 import qkv
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = "import sys; from setuptools import build_meta as b; out, *kinds = sys.argv[1:]; [getattr(b, f'build_{k}')(out) for k in kinds]"
+BUILD = """
+import sys
+from setuptools import build_meta
+out, *kinds = sys.argv[1:]
+for kind in kinds:
+    getattr(build_meta, f"build_{kind}")(out)
+"""
 
 
 def made(command: list, where: Path, **environment: str) -> str:
     """What a command prints; the test fails with all of it where the command does."""
     here = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "QKV"))} | environment
-    done = subprocess.run([str(w) for w in command], cwd=where, env=here, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    plain = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    done = subprocess.run([str(w) for w in command], cwd=where, env=here, **plain)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -38,12 +45,12 @@ def unzipped(wheel: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """A copy of what the project is built from, with a file of a new kind in a folder of its own, and what Python leaves behind."""
+    """A copy of what the project is built from, with a file of a new kind, and what Python leaves behind."""
     where = tmp_path_factory.mktemp("tree")
-    kept = ("qkv", "tests")
-    for path in (p for p in ROOT.iterdir() if p.is_file() or p.name in kept):
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, where / path.name, **({"ignore": shutil.ignore_patterns("__pycache__")} if path.is_dir() else {}))
+    for name in ("qkv", "tests"):
+        shutil.copytree(ROOT / name, where / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (p for p in ROOT.iterdir() if p.is_file()):
+        shutil.copy(path, where)
     for name in ("qkv/native/of-its-own/new.kind", "qkv/native/__pycache__/kernels.cpython-311.pyc"):
         (where / name).parent.mkdir(parents=True, exist_ok=True)
         (where / name).write_text("new")
@@ -83,13 +90,12 @@ def test_the_sdist_holds_the_package_its_tests_and_what_builds_the_same_wheel(tr
     for part in ("qkv", "tests"):
         assert files_of(inside / part) == files_of(tree / part)
     assert all((inside / name).is_file() for name in ("LICENSE", "README.md", "pyproject.toml", "Makefile"))
-    first, second = unzipped(built[0]), unzipped(wheel)
-    assert {n: c for n, c in first.items() if not n.endswith("RECORD")} == {n: c for n, c in second.items() if not n.endswith("RECORD")}
+    assert unzipped(wheel) == unzipped(built[0])
 
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """The Python of an environment that holds nothing but the wheel and what it asks for, with the torch that these tests run on."""
+    """The Python of an environment with the wheel, what it asks for, and the torch that these tests run on."""
     import torch
 
     where = tmp_path_factory.mktemp("clean")
@@ -117,5 +123,5 @@ def test_an_installed_qkv_works_from_an_empty_folder(kind, built, installed, tmp
     assert command("generate", "last", "The meaning", "tokens=4").startswith("The meaning")
     assert "perplexity" in command("eval", "last", tmp_path / "other.txt")
     assert "parameters as" in command("convert", "last", "my-model")
-    assert command("generate", "my-model", "The meaning", "tokens=4", "precision=int8").startswith("The meaning")
+    assert command("generate", "my-model", "The", "tokens=4", "precision=int8").startswith("The")
     assert {p.name for p in empty.iterdir()} == {"runs", "my-model"}
