@@ -125,12 +125,12 @@ def test_sounds_are_read_as_people_have_them(tmp_path):
         for p in (tmp_path / "a").glob("*.*"):
             z.write(p, f"deep/{p.name}")
     zipped = audio.read(Data(), tmp_path / "a.zip", "train")
-    assert [e.label for e in zipped] == ["left", "right"] and audio.samples(zipped[0].text).equal(one)
+    assert [e.label for e in zipped] == ["hello there", "right"] and audio.samples(zipped[0].text).equal(one)
     (tmp_path / "t.csv").write_text("path,text\na/left_1.wav,one two\nb/x/y.ogg,three\n")
     rows = audio.read(Data(), tmp_path / "t.csv", "train")
     assert [e.label for e in rows] == ["one two", "three"] and audio.samples(rows[0].text).equal(one)
     train, valid = media.held(zipped, "right_*.flac")
-    assert [e.label for e in train] == ["left"] and [e.label for e in valid] == ["right"]
+    assert [e.label for e in train] == ["hello there"] and [e.label for e in valid] == ["right"]
 
 
 def test_sounds_that_cannot_be_read_are_named(tmp_path):

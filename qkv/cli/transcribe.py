@@ -3,7 +3,7 @@
 HELP = """
 qkv transcribe WHAT FILE ... [key=value ...]
 
-The words of sounds (wav, flac, ogg, mp3; any rate, stereo is mixed), by a run (last), a folder or a hub id: a Whisper, or a Conformer or
+The words of sounds (wav, flac, ogg, opus, mp3, aiff, au, caf; any rate, stereo is mixed), by a run (last), a folder or a hub id: a Whisper, or a Conformer or
 wav2vec 2.0 with CTC. A published Whisper hears the language, writes with times, and takes a sound of any length window by window.
 
   qkv transcribe last 7_jackson_0.wav

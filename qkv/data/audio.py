@@ -33,7 +33,7 @@ def read(cfg, source, part: str) -> list[Example]:
     """[Example(text: what `samples` decodes, label: its transcript or None)].
 
     source: a published set, a table of files with their texts, a folder, a zip or tar, or one file. A file's
-    transcript is that of the .txt beside it (not in an archive), else the name of its folder (in an archive,
+    transcript is that of the .txt beside it, else the name of its folder (in an archive,
     of one below the folder that holds all), else its own name up to the first underscore. Raises DataError.
     """
     if source == "dial":
@@ -47,7 +47,7 @@ def read(cfg, source, part: str) -> list[Example]:
 def transcribed(path: Path, errors: str = "strict") -> list[Example] | None:
     """[Example] of a file, folder or archive of sounds, with transcripts; None where it is none of these."""
     packed = path.is_file() and path.suffix.lower() not in SUFFIXES
-    found = media.files(path, SUFFIXES if packed else (*SUFFIXES, ".txt"))
+    found = media.files(path, (*SUFFIXES, ".txt"))
     if found is None:
         return None
     beside = path.with_suffix(".txt")

@@ -7,6 +7,7 @@ import math
 import re
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -118,7 +119,7 @@ def repeats(text):
 def transcribe(model, tokenizer, sound, *, language=None, task="transcribe", words=False, beams=0, progress=lambda x: x):
     """[Segment] of a sound: a file, its bytes, or samples (S,) at 16 kHz. language: of a published multilingual model, heard where it
     is not given. words: with the times of words. beams: of a model with CTC."""
-    wave = audio.samples(sound, str(sound) if not torch.is_tensor(sound) else "the sound")
+    wave = audio.samples(sound, str(sound) if isinstance(sound, (str, Path)) else "the sound")
     if not hasattr(model, "encode"):
         return _ctc(model, tokenizer, wave, beams, words)
     if model.config.output != "lm":
@@ -236,7 +237,7 @@ def looks(model, frames_1MF, ids):
 
 def attention(model, tokenizer, sound, text):
     """(tokens, mean weights (L, T) of the upper half of the layers, seconds of T): where in its first window the tokens of a text looked."""
-    wave = audio.samples(sound, str(sound))
+    wave = audio.samples(sound, str(sound) if isinstance(sound, (str, Path)) else "the sound")
     protocol = Protocol.of(tokenizer)
     prefix = [model.config.start] if protocol is None else protocol.prefix(next(iter(protocol.languages), None), "transcribe", False)
     ids = tokenizer.encode(text)[: model.config.length - len(prefix) - 1]
