@@ -1,6 +1,8 @@
 # Everything sets up .venv by itself. PYTHON chooses the interpreter.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	    $$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Tests run side by side, one process a core; each computes with one thread.
+SIDE   ?= -n auto --maxprocesses 8
 VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := torch>=2.11,<2.14
@@ -16,7 +18,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check qkv tests benchmarks
 	$(BIN)/ruff format --check qkv tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(SIDE)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow --durations=25
