@@ -353,3 +353,53 @@ def test_counting_flops_takes_no_other_path():
     with Watcher(), Flops() as watched:
         model(**given)
     assert watched.get_total_flops() == plain.get_total_flops()
+
+
+def inner(cfg):
+    """A config, and those in it."""
+    import dataclasses
+
+    yield cfg
+    for f in dataclasses.fields(cfg):
+        if dataclasses.is_dataclass(part := getattr(cfg, f.name)):
+            yield from inner(part)
+
+
+def test_special_ids_of_presets_lie_in_their_vocabularies():
+    seen = 0
+    for name in models.presets():
+        for cfg in inner(models.preset(name)):
+            most = max(cfg.vocab, getattr(cfg, "target_vocab", None) or 0) if hasattr(cfg, "vocab") else 0
+            for field in ("pad", "bos", "eos", "start"):
+                value = getattr(cfg, field, None)
+                for i in value if isinstance(value, tuple) else (value,):
+                    assert i is None or 0 <= i < most, f"{name}: {field}={i} of {most}"
+                    seen += i is not None
+    assert seen > 200
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5-small", "bert-nano", "transformer-nano", "lstm-nano", "albert-nano"])
+def test_a_tensor_that_two_parts_share_is_shown_once(name, capsys, monkeypatch):
+    """The numbers of the leaves add up to the whole, each block as often as it is there."""
+    import re
+
+    from qkv.cli.main import main
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["show", name]) == 0
+    tree = [line for line in capsys.readouterr().out.split("  part ")[0].splitlines() if line.strip()]
+    total = int(re.search(r"([\d,]+) parameters", tree[0])[1].replace(",", ""))
+    depth = lambda line: re.search(r"[^│├└─ ]", line).start()
+    leaves, times = 0, {}
+    for line, after in itertools.pairwise([*tree[1:], ""]):
+        at = depth(line)
+        times = {d: n for d, n in times.items() if d < at}
+        times[at] = int(n[1]) if (n := re.search(r"\((\d+) alike\)", line)) else 1
+        if (not after or depth(after) <= at) and (count := re.search(r"  ([\d,]+)$", line)):
+            own = int(count[1].replace(",", ""))
+            for n in times.values():
+                own *= n
+            leaves += own
+    assert leaves == total
+    tied = models.preset(name).tie
+    assert ("shared with" in "".join(tree)) == tied
