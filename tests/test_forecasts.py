@@ -269,3 +269,10 @@ def test_another_file_is_scored_in_the_scale_of_the_run(tmp_path, capsys):
         assert main(["eval", "last", str(tmp_path / f"{name}.csv")]) == 0
         found[name] = float(re.search(r"mse\s+([\d.]+)", capsys.readouterr().out)[1])
     assert found["wide"] > 6 * found["same"]
+
+
+def test_the_example_that_is_shown_names_dates_and_columns(tmp_path):
+    (tmp_path / "m.csv").write_text("month,sales,cost\n" + "".join(f"20{10 + i // 12}-{1 + i % 12:02},{i},{2.5 * i}\n" for i in range(40)))
+    kind = objectives.task_of("forecast")
+    (example,) = kind.read(Data(source=str(tmp_path / "m.csv")), str(tmp_path / "m.csv"), "train")
+    assert kind.described(example).endswith("m.csv: 2010-01-01: sales=0, cost=0; a step of 1 month, 40 of them to 2013-04-01")

@@ -327,5 +327,8 @@ def test_the_command_says_that_the_context_is_full(tmp_path, capsys):
         told = capsys.readouterr()
         assert told.err.count("the context of 16 tokens is full; what follows goes by the last 8 alone") == 1
         assert len(told.out) > 30
+    for more in (["beams=2"], ["and", "beams=2"]):
+        assert main(["generate", "last", "the", *more, "tokens=60"]) == 0
+        assert capsys.readouterr().err.count("the context of 16 tokens is full; the answer ends there") == 1
     assert main(["generate", "last", "the", "tokens=3"]) == 0
     assert "is full" not in capsys.readouterr().err

@@ -312,7 +312,8 @@ def test_returns_are_those_of_one_episode_after_another():
     assert {name: held[name] for name in want} == pytest.approx(want)
     assert len(said) == len(items)  # a return is of no window of the data
     with torch.no_grad():
-        loss, right = zip(*(task.wrong(model, task.pairs([i], None)) for i in items))
+        alone = [task.pairs([i], None) for i in items]
+        loss, right = zip(*(task.wrong(model(**b.inputs), b) for b in alone))
     assert held["loss"] == pytest.approx(float(torch.cat(loss).mean()), rel=1e-5)
     assert held["right"] == pytest.approx(float(torch.cat(right).mean()))
 

@@ -430,3 +430,14 @@ def test_published_files_are_read_as_pandas_reads_them(shared):
         found = examples.conll(str(shared / name))
         assert (len(found), sum(len(e.text) for e in found)) == (sentences, tokens)
     assert math.isnan(examples.number("?")) and list(itertools.chain.from_iterable(e.label for e in found)).count("O") > 0
+
+
+def test_equal_decimals_are_one_class_and_codes_are_not():
+    assert examples.classes(["0.5", "0.50", ".5", "1e0", "1", "1.0"]) == (".5", "1")
+    assert sorted(examples.classes(["01", "1", "007", "7"])) == ["007", "01", "1", "7"]
+
+
+def test_a_cell_over_several_lines_that_may_be_two_rows_is_said(tmp_path, capsys):
+    (tmp_path / "a.tsv").write_text('sentence\tlabel\n"a movie\t1\nthat never ends"\t0\nfine\t1\n')
+    examples.rows_of(tmp_path / "a.tsv")
+    assert "a cell in quotes goes over several lines" in capsys.readouterr().err

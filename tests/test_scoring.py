@@ -180,7 +180,8 @@ def test_short_last_rows_are_scored_by_every_objective(tokenizer):
             length = 12
             step = length + objective.extra - max(0, objective.extra)
             text = packed([2 * step + rest], vocab=200)
-            held = held_out(trained, objective, text, length, across=True)
+            windows = data.Windows(text, length + objective.extra, across=True)
+            held = evaluate(trained, objective, objective.held_out(windows, 3))
             assert math.isfinite(held["loss"]) and held["scored"] > 0, (name, rest)
             windows = data.Windows(text, length + objective.extra, across=True)
             read = sum(len(ids) * ids.shape[1] for ids, _, _ in windows.cover(3, max(0, objective.extra), objective.least))
@@ -372,3 +373,61 @@ def test_the_first_example_is_shown_as_it_was_read(text, tmp_path, capsys):
     words = ["task=classification", "tokenizer=char", "length=64", "dim=16", "layers=1", "heads=2", "steps=1"]
     assert main(["train", "bert-nano", f"data={tmp_path / 'ab.tsv'}", *words]) == 0
     assert "row 1: film 0 was bad  ->  0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tokens", [9, 16, 17, 18, 40, 41, 72, 73, 79])
+def test_every_window_of_a_contrastive_text_seeks_its_partner(tokenizer, tokens):
+    """The last, shorter one too, and none alone."""
+    torch.manual_seed(0)
+    model = qkv.create("bert-nano", vocab=len(tokenizer), output="hidden", dim=16, layers=1, heads=2, length=8).double().eval()
+    objective = objectives.OBJECTIVES["contrastive"](tokenizer)
+    text = packed([tokens], vocab=200)
+    cuts = list(objective.held_out(data.Windows(text, 8), 4))
+    whole, rest = divmod(tokens, 8)
+    wanted = whole + (rest >= objective.least)
+    assert sum(len(b.labels) for b in cuts) == wanted and (wanted < 2 or min(len(b.labels) for b in cuts) >= 2)
+    assert evaluate(model, objective, iter(cuts))["scored"] == (wanted if wanted > 1 else 0)
+
+
+def test_pairs_that_need_others_are_never_alone():
+    pairs = [([9] * n, [10] * n) for n in (1, 1, 1, 30, 31)]
+    groups = data.Pairs(pairs, tokens=31).in_order(2)
+    assert sorted(len(a) for g in groups for a, _ in g) == [1, 1, 1, 30, 31] and min(map(len, groups)) >= 2
+    assert [len(g) for g in data.Pairs(pairs, tokens=31).in_order()] == [3, 1, 1]
+
+
+def test_contrastive_runs_end_and_nothing_is_not_a_perfect_loss(text, tmp_path, capsys):
+    small = ["tokenizer=char", "length=16", "dim=16", "layers=1", "heads=2", "steps=1", "batch=4"]
+    assert main(["train", "bert-nano", "output=hidden", "objective=contrastive", f"data={text}", *small]) == 0
+    assert "held-out texts are nearest to their own partner" in capsys.readouterr().out
+    (tmp_path / "short.txt").write_text("the cat")
+    assert main(["eval", "last", str(tmp_path / "short.txt")]) != 0
+    told = capsys.readouterr()
+    assert "there is nothing to score" in told.err + told.out and "0.0000" not in told.out
+
+
+def test_training_says_of_how_many_targets_its_numbers_are(text, capsys):
+    words = [f"data={text}", "tokenizer=char", "length=8", "dim=16", "layers=1", "heads=2", "steps=2", "batch=2", "eval_batches=3"]
+    assert main(["train", "gpt-nano", *words]) == 0
+    out = capsys.readouterr().out
+    assert out.count("of 48 scored") == 3  # 3 batches of 2 rows of 8: before, after, and at the end
+
+
+def test_a_finished_run_that_is_started_again_says_nothing_twice(text, tmp_path, capsys):
+    words = [f"data={text}", "tokenizer=char", "length=8", "dim=16", "layers=1", "heads=2", "steps=3", "batch=2"]
+    assert main(["train", "gpt-nano", *words]) == 0
+    where = folder.find("last")
+    log, samples = (where / "metrics.jsonl").read_text(), (where / "samples.md").read_text()
+    capsys.readouterr()
+    assert main(["train", str(where)]) == 0
+    assert (where / "metrics.jsonl").read_text() == log and (where / "samples.md").read_text() == samples
+    assert "steps=6" in capsys.readouterr().out  # what is proposed can be done
+    assert main(["train", str(where), "steps=4"]) == 0
+    assert [r["step"] for r in rows_of(where) if "valid_loss" in r] == [0, 3, 4]
+
+
+def test_the_last_sample_is_made_once(text, tmp_path):
+    where = tmp_path / "run"
+    where.mkdir()
+    loop.train(recipe_of(text, steps=4, sample_every=2, sample_tokens=2), where)
+    assert (where / "samples.md").read_text().count("## step") == 2

@@ -242,8 +242,7 @@ def at_lengths(run, lengths):
             longer = models.adapt(model, length=n).eval() if n > model.config.length else model
             objective = objectives.make(r.train.objective, longer.config, tokenizer, corpus.paired, mask_rate=r.train.mask_rate)
             _, valid = data_of.rows_of(r.data, corpus, tokenizer, length=n, extra=objective.extra)
-            cover = itertools.islice(valid.cover(1, max(0, objective.extra), objective.least), max(1, 40960 // n))
-            batches = (objective.batch(cut, data_of.rng(0)) for cut in cover)
+            batches = itertools.islice(objective.held_out(valid, 1), max(1, 40960 // n))
             out.append(evaluate(longer, objective, batches)["loss"])
         except ValueError:
             out.append(None)

@@ -108,7 +108,7 @@ def run(words, verb):
         notes = []
         ids = data.encoded(settings, rows, tokenizer, length, objective.joined, "given", notes)
         print("".join(f"note: for the loss, {words}\n" for words in notes), end="")
-        groups = data.Pairs(ids, tokens=4096).in_order()
+        groups = data.Pairs(ids, tokens=4096).in_order(objective.fewest)
         batches = [objective.pairs(g, data.rng(0, i)) for i, g in enumerate(groups)]
     else:
         span = min(length + objective.extra, len(shard))
@@ -117,13 +117,14 @@ def run(words, verb):
                 f"{source or 'the held-out text'} has {len(shard)} tokens; nothing can be scored of fewer than {objective.least}"
             )
         windows = data.Windows(shard, span, across=settings.across, name=source or "the held-out text")
-        cover = windows.cover(8, max(0, objective.extra), objective.least)
-        batches = (objective.batch(cut, data.rng(0, i)) for i, cut in enumerate(cover))
+        batches = objective.held_out(windows, 8)
     if given.get("batches"):
         import itertools
 
         batches = itertools.islice(batches, given["batches"])
     held = evaluate(model, objective, track(batches, "scoring"))
+    if not held["scored"]:
+        raise ValueError(f"there is nothing to score: {source or 'the held-out part'} is too short for what this model was trained to do")
     print(f"loss        {held['loss']:.4f} a token, of {held['scored']:,}")
     if "perplexity" in held:
         print(f"perplexity  {held['perplexity']:,.3f}")

@@ -103,7 +103,7 @@ def run(words, verb):
         """A decoder slides on, an answer ends; either way it is said, once."""
         if not told:
             told.add(True)
-            how = "the answer ends there" if pair else f"what follows goes by the last {context // 2} alone"
+            how = "the answer ends there" if pair or beams else f"what follows goes by the last {context // 2} alone"
             print(f"\nnote: the context of {context} tokens is full; {how}", file=sys.stderr)
         return None if pair else slide(ids, context)
 

@@ -56,7 +56,7 @@ class Show:
         self.last_print = 0.0
 
     def begin(self, run, steps, seconds, first):
-        self.steps, self.seconds, self.first = steps, seconds, first
+        self.steps, self.seconds, self.first, self.now = steps, seconds, first, first
         params = sum(p.numel() for p in run.model.parameters())
         kind = run.arithmetic
         words = f"{len(run.tokenizer):,} tokens of vocabulary, " if len(run.tokenizer) else ""
@@ -103,11 +103,11 @@ class Show:
         return sum(part) / len(part) if part else math.nan
 
     def evaluated(self, step, held):
-        from ..evaluation.loss import described
+        from ..evaluation.loss import described, of_how_many
 
         self.held.append((step, held))
         if self.mode == "plain":
-            print(f"step {step}  held-out loss {held['loss']:.4f}  {described(held)}", flush=True)
+            print(f"step {step}  held-out loss {held['loss']:.4f}{of_how_many(held)}  {described(held)}", flush=True)
 
     def sample(self, step, text):
         self.text = text
@@ -120,7 +120,7 @@ class Show:
             print(f"note: {text}", flush=True)
 
     def view(self):
-        from ..evaluation.loss import figures
+        from ..evaluation.loss import figures, of_how_many
 
         width = max(30, min(self.console.width, 110) - 6)
         left = ""
@@ -137,7 +137,7 @@ class Show:
             _, h = self.held[-1]
             bits = f"  ({h['bits_per_byte']:.2f} bits a byte)" if h.get("bits_per_byte") else ""
             name, words = next(iter(figures(h)), ("", ""))
-            loss = f"[bold green]{h['loss']:.3f}[/bold green] from {self.held[0][1]['loss']:.3f}"
+            loss = f"[bold green]{h['loss']:.3f}[/bold green] from {self.held[0][1]['loss']:.3f}{of_how_many(h)}"
             grid.add_row("held out", loss, name, f"{words}{bits}")
         parts = [
             bar,

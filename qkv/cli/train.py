@@ -234,7 +234,7 @@ def newest(where):
 
 def ending(where, held, show, r):
     """What is printed when a run is over: the result, a sample, and what to do next."""
-    from ..evaluation.loss import described
+    from ..evaluation.loss import described, of_how_many
     from ..training import folder
     from .panel import brief
 
@@ -243,7 +243,8 @@ def ending(where, held, show, r):
     if held is None:
         print(f"interrupted at step {show.now}; everything is saved. Go on with: qkv train {where}")
         return
-    print(f"held-out loss {held['loss']:.3f}" + (f" (untrained: {untrained:.3f})" if untrained else "") + f", {described(held)}")
+    before = f" (untrained: {untrained:.3f})" if untrained else ""
+    print(f"held-out loss {held['loss']:.3f}{before}{of_how_many(held)}, {described(held)}")
     if show.text and show.mode != "plain":
         print(f"sample: {brief(show.text, 110)}")
     more = f"steps={2 * show.now}" if r.train.seconds is None else f"seconds={int(2 * r.train.seconds)}"

@@ -197,15 +197,15 @@ def encoded(cfg: Data, rows, tokenizer: Tokenizer, length: int, joined: bool, pa
     fits = (lambda x, y: len(x) + len(y) <= room) if joined else (lambda x, y: max(len(x), len(y)) <= room)
     half = max(1, room // 2) if joined else room
     out, long, lost = [], 0, 0
-    for number, (x, y) in enumerate(zip(a, b, strict=True), 1):
+    for number, (x, y) in enumerate(zip(a, b, strict=True)):
         if fits(x, y):
             out.append((x, y))
             continue
         long += 1
         if cfg.too_long == "refuse":
             raise DataError(
-                f"{part} pair {number} has {len(x)} and {len(y)} tokens, too many for the model's {length} positions; shorten it, take a longer "
-                "model (model.length), or let data.too_long be drop, cut or windows"
+                f"the {part} pair that begins with {' '.join(rows[number][0].split())[:60]!r} has {len(x)} and {len(y)} tokens, too many for the "
+                f"model's {length} positions; shorten it, take a longer model (model.length), or let data.too_long be drop, cut or windows"
             )
         if cfg.too_long == "cut":
             out.append((x[: max(half, room - len(y))], y[: max(half, room - len(x))]) if joined else (x[:room], y[:room]))

@@ -183,10 +183,15 @@ class Pairs:
             number -= self._sizes[e]
             e += 1
 
-    def in_order(self):
-        """Batches that cover the pairs once, sorted by length, for evaluation."""
-        order = np.lexsort((self.size[:, 0], self.size[:, 1]))
-        return [[self.pairs[i] for i in b] for b in self.cut(order)]
+    def in_order(self, fewest: int = 1):
+        """Batches that cover the pairs once, sorted by length, for evaluation. One of fewer than `fewest` pairs goes with the one before it."""
+        groups: list[list[int]] = []
+        for group in self.cut(np.lexsort((self.size[:, 0], self.size[:, 1]))):
+            if groups and min(len(group), len(groups[-1])) < fewest:
+                groups[-1] += group
+            else:
+                groups.append(group)
+        return [[self.pairs[i] for i in g] for g in groups]
 
 
 def padded(rows, value, side="right"):

@@ -82,10 +82,13 @@ def label_of(value: Any, where: str) -> str | None:
 
 
 def spelled(label: Any) -> str:
-    """What a class is known by: 1 and 1.0 are one class, and so are true and True."""
+    """What a class is known by: 1 and 1.0 are one class, so are 0.5 and 0.50, and true and True. A code like 01 is one of its own."""
     label = str(label)
     if whole := re.fullmatch(r"([+-]?(?:0|[1-9]\d{0,99}))(?:\.0*)?", label, re.ASCII):
         return str(int(whole[1]))
+    if re.fullmatch(r"[+-]?(?:(?:0|[1-9]\d*)?\.\d+|[1-9]\d*(?:\.\d*)?e[+-]?\d{1,2})", label, re.ASCII | re.IGNORECASE):
+        value = float(label)
+        return str(int(value)) if value == int(value) else repr(value)
     return label.lower() if label.lower() in ("true", "false") else label
 
 
@@ -181,8 +184,13 @@ def _tabbed(path: Path, text: str) -> list[tuple[int, list[str]]]:
         return plain
     quoted = [(n, row) for n, row in _separated(path, text, "\t") if row]
     if any(c in cell for _, row in quoted for cell in row for c in '\t\r\n"'):
-        widths = {len(row) for _, row in quoted}
-        return quoted if len(widths) == 1 and widths != {1} else plain
+        widths, lines = ({len(row) for _, row in rows if any(row)} for rows in (quoted, plain))
+        if len(widths) != 1 or widths == {1}:
+            return plain
+        if len(lines) == 1 and lines == widths:  # both ways all rows are alike
+            number = next(n for n, row in quoted if any(c in cell for cell in row for c in "\t\r\n"))
+            note(f"{path}, row {number}: a cell in quotes goes over several lines; if its quotes are text, write the file as JSON lines")
+        return quoted
     columns = itertools.zip_longest(*(row for _, row in plain[1:] or plain), fillvalue="")
     whole = lambda cells: any(cells) and all(c.startswith('"') for c in cells if c)
     return quoted if any(map(whole, columns)) else plain

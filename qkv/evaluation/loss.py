@@ -38,6 +38,11 @@ def figures(held):
     return out
 
 
+def of_how_many(held):
+    """ " of 2,560 scored", where it is known."""
+    return f" of {held['scored']:,} scored" if held.get("scored") else ""
+
+
 def described(held):
     """Everything but the loss, in words: "perplexity 12.30, accuracy 81.2 %"."""
     return ", ".join(f"{name} {words}" for name, words in figures(held))

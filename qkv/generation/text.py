@@ -1,6 +1,7 @@
 """Text to text: prompts encoded, answers decoded as they come, stop strings watched for."""
 
 from .beam import beam_search
+from .decoding import begin
 from .engine import Engine, NGram
 from .sampling import Sampling, finish, generate, steps
 
@@ -76,6 +77,10 @@ def complete(model, tokenizer, prompts, sampling=None, *, most=200, beams=0, pen
     ids = [encode(model, tokenizer, p) for p in prompts]
     if beams:
         rows = beam_search(model, ids, beams, most=most, penalty=penalty)[0]
+        written, context = begin(getattr(model, "model", model), ids)
+        for before, row in zip(written, rows):  # a beam does not go on behind a full context, but whoever asks is told
+            if context is not None and len(row) < most and len(before) + len(row) > context:
+                beyond([*before, *row], context)
     else:
         rows = generate(model, ids, sampling, most=most, beyond=beyond)
     out = []

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..data.batches import rng
+
 
 @dataclass
 class Loss:
@@ -37,9 +39,15 @@ class Objective:
     sentinels = 0  # <extra_id_N> tokens that its tokenizer must have
     smoothing = 0.0
     least = 2  # tokens that a row must have for something to be scored
+    fewest = 1  # examples that a batch must have for that
     scores_tokens = True  # is the loss that of tokens, so that perplexity means something?
     predicts_all = False  # does it predict every token from those before it alone, so that its loss is the length of a code for the text?
     module: nn.Module | None = None
+
+    def held_out(self, windows, rows):
+        """Batches of about `rows` rows that score a held-out text whole, each token once."""
+        cover = windows.cover(rows, max(0, self.extra), self.least)
+        return (self.batch(cut, rng(0, i)) for i, cut in enumerate(cover))
 
     def prepare(self, model):
         """Called once with the model before training; makes `module` where there is one."""

@@ -61,6 +61,14 @@ class Forecast(Task):
         return [Example(found.values, None, part, str(source), {"series": found, "own": own})]
 
     @classmethod
+    def described(cls, example: Example) -> str:
+        """The first step of the series as it was read, its calendar, and how far it goes."""
+        found: Series = example.more["series"]
+        first, last = found.written(found.times[[0, -1]])
+        cells = ", ".join(f"{n}={v:g}" for n, v in zip(found.names[:20], found.values[0]))
+        return f"{example.where}: {first}: {cells}; a step of {series.spoken(found.frequency)}, {len(found.values):,} of them to {last}"
+
+    @classmethod
     def shape(cls, examples: list[Example]) -> dict[str, int]:
         """Fields of a model that reads these examples."""
         count = examples[0].text.shape[1]

@@ -4,12 +4,14 @@ replaced tokens, contrastive pairs.
 Dims: B rows, T tokens, D model, N scored places, V vocabulary.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..core.layers import LayerNorm
-from ..data.batches import Batch, padded
+from ..data.batches import Batch, Pairs, padded
 from ..data.batches import rng as keyed
 from ..models.encoder import Encoder
 from ..models.loss import IGNORE
@@ -322,7 +324,7 @@ class Contrastive(Objective):
     """Each text is nearest to its partner among all of the batch (in-batch negatives; SimCSE, 2021, section 3; Sentence-T5): of pairs,
     or of the two halves of a piece of running text. temperature: cosines are divided by it. pool: mean or cls."""
 
-    topologies, outputs, reads, scores_tokens = ("Encoder",), ("hidden",), ("text", "pairs"), False
+    topologies, outputs, reads, scores_tokens, fewest = ("Encoder",), ("hidden",), ("text", "pairs"), False, 2
 
     def __init__(self, tokenizer, temperature=0.05, pool="mean"):
         if temperature <= 0:
@@ -332,8 +334,28 @@ class Contrastive(Objective):
         self.tokenizer, self.temperature, self.pool = tokenizer, temperature, pool
 
     def batch(self, rows, rng):
-        half = rows[0].shape[1] // 2
-        return self.pairs([(a[:half].tolist(), a[half:].tolist()) for a in rows[0]], rng)
+        return self.pairs(self.halves(rows[0]), rng)
+
+    @staticmethod
+    def halves(ids_BT):
+        half = ids_BT.shape[1] // 2
+        return [(a[:half].tolist(), a[half:].tolist()) for a in ids_BT]
+
+    def held_out(self, windows, rows):
+        """As few batches as there may be with `rows` rows at least: the last row, a shorter one, has its partner sought among others too."""
+        pairs = [pair for ids, _, _ in windows.cover(rows, 0, self.least) for pair in self.halves(ids)]
+        count = max(1, len(pairs) // max(self.fewest, rows))
+        cuts = [len(pairs) * i // count for i in range(count + 1)]
+        return (self.pairs(pairs[a:z], None) for a, z in itertools.pairwise(cuts) if z > a)
+
+    @torch.inference_mode()
+    def show(self, model, run):
+        """How many of a few held-out texts are nearest to their partner."""
+        few = run.valid.pairs[:32] if isinstance(run.valid, Pairs) else self.halves(run.valid.rows(run.valid.in_order()[:32])[0])
+        was = model.training
+        loss = self.loss(model.eval(), self.pairs(few, None).to(run.device))
+        model.train(was)
+        return f"{int(loss.metrics['accuracy'])} of {loss.count} held-out texts are nearest to their own partner"
 
     def pairs(self, pairs, rng):
         t = self.tokenizer

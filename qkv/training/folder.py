@@ -73,16 +73,23 @@ class Metrics:
     has no checkpoint yet begins anew."""
 
     def __init__(self, path, resume_at=0):
-        self.path = Path(path)
+        self.path, self.held = Path(path), set()  # held: steps whose evaluation stands there
         if self.path.exists():
             kept = [row for row in read_metrics(self.path) if row["step"] <= resume_at] if resume_at else []
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
             temporary.replace(self.path)
+            self.held = {row["step"] for row in kept if "valid_loss" in row}
         self.file = open(self.path, "a", buffering=1)
 
     def write(self, **row):
         self.file.write(json.dumps(row) + "\n")
+
+    def evaluated(self, step: int, held: dict, **more: object) -> None:
+        """The row of an evaluation; of the same weights it is written once. more: says that the weights are others (restored ones)."""
+        if more or step not in self.held:
+            self.held.add(step)
+            self.write(step=step, **{f"valid_{k}": v for k, v in held.items() if v is not None}, **more)
 
     def close(self):
         self.file.close()

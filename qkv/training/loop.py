@@ -95,7 +95,8 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     timed = Profile(device) if profile else NoProfile()
     stop = _Stop()
     began, before, bad = time.monotonic(), state["seconds"], 0
-    step, tokens, last_saved, held_at = state["step"], state["tokens"], state["step"], -1
+    step, tokens, last_saved, held_at, sampled_at = state["step"], state["tokens"], state["step"], -1, -1
+    sampled_at = sampled_at if resume is None else step  # a run that has nothing left to do says nothing new
     best = Best(where / "best.safetensors", run, resume is not None)
     every = {"eval": t.eval_every or best.every, "save": t.save_every, "sample": t.sample_every}
     clock = {"eval": time.monotonic(), "save": time.monotonic(), "sample": time.monotonic()}
@@ -131,11 +132,15 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
             held = evaluate(trained, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
             held["bits_per_byte"] = bits_per_byte(run, held["loss"])
         if rank == 0:
-            metrics.write(step=step, **{f"valid_{k}": v for k, v in held.items() if v is not None}, **more)
+            metrics.evaluated(step, held, **more)
             show.evaluated(step, held)
         return held
 
     def sample():
+        nonlocal sampled_at
+        if sampled_at == step:
+            return
+        sampled_at = step
         if rank == 0:
             from ..generation import sample_text
 
@@ -312,14 +317,13 @@ def valid_batches(run, most, rows):
     """At most `most` held-out batches: the first ones of a text, or pairs of all lengths; every rank takes its share of each."""
     rank, world = distributed.rank(), distributed.world()
     if isinstance(run.valid, data_of.Pairs):
-        groups = run.valid.in_order()  # sorted by length: of more than `most`, some of every length
+        groups = run.valid.in_order(run.objective.fewest)  # sorted by length: of more than `most`, some of every length
         picked = (
             sorted({round(i * (len(groups) - 1) / max(1, most - 1)) for i in range(most)}) if len(groups) > most else range(len(groups))
         )
         batches = (run.objective.pairs(groups[g], rng(0, i)) for i, g in enumerate(picked))
     else:
-        cover = run.valid.cover(rows, max(0, run.objective.extra), run.objective.least)
-        batches = (run.objective.batch(cut, rng(0, i)) for i, cut in enumerate(itertools.islice(cover, most)))
+        batches = itertools.islice(run.objective.held_out(run.valid, rows), most)
     for batch in batches:
         yield batch if world == 1 else batch.share(rank, world)
 
