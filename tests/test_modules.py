@@ -403,3 +403,19 @@ def test_a_tensor_that_two_parts_share_is_shown_once(name, capsys, monkeypatch):
     assert leaves == total
     tied = models.preset(name).tie
     assert ("shared with" in "".join(tree)) == tied
+
+
+@pytest.mark.parametrize("pattern", ["full", "causal", "prefix", "window(3)"])
+def test_the_narrow_last_block_follows_the_pattern(pattern):
+    """A causal class token sees no pixel, on the narrow path neither."""
+    model = made("vit-nano", pattern=pattern)
+    given = example(model)
+    torch.testing.assert_close(answer(model, given | {"whole": False})["logits"], answer(model, given)["logits"], rtol=1e-9, atol=1e-9)
+
+
+def test_a_hook_on_a_kernel_alone_is_called():
+    for name in ("linformer-nano", "performer-nano", "gpt-nano"):
+        model, seen = made(name), []
+        attention_of(model).kernel.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        answer(model, example(model))
+        assert seen, name

@@ -10,7 +10,7 @@ from torch import nn
 from .kernels import Softmax
 from .masks import Full, See, Tokens
 from .positions import NoPosition, Position
-from .watch import plain
+from .watch import plain, watched
 
 
 class Attention(nn.Module):
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         """Does nothing stand between the projections of keys and values and the kernel, and does nobody look at them?"""
         scheme = type(self.position)
         moves = scheme.rotate is not Position.rotate or scheme.inputs is not Position.inputs
-        return plain(self.k) and plain(self.v) and plain(self.k_norm, nn.Identity) and not moves
+        return not watched(self.kernel) and plain(self.k) and plain(self.v) and plain(self.k_norm, nn.Identity) and not moves
 
     def project(self, x_BTD, tokens):
         """q, k and v of x. In training as one product, which reads x once; the parameters keep their names."""
@@ -68,9 +68,9 @@ class Attention(nn.Module):
         if turned is not x_BTD:
             return self.q(turned), self.k(turned), self.v(x_BTD)
         parts = (self.q, self.k, self.v)
-        biases = [p.bias for p in parts]
-        joined = torch.is_grad_enabled() and x_BTD.requires_grad and len({b is None for b in biases}) == 1 and all(map(plain, parts))
-        if not joined:
+        joined = torch.is_grad_enabled() and x_BTD.requires_grad and all(map(plain, parts))
+        biases = [p.bias for p in parts] if joined else []
+        if len({b is None for b in biases}) != 1:
             return [p(x_BTD) for p in parts]
         bias = None if biases[0] is None else torch.cat(biases)
         y = F.linear(x_BTD, torch.cat([p.weight for p in parts]), bias)

@@ -61,7 +61,9 @@ class Softmax(nn.Module):
         bias = own if bias is None else bias if own is None else own + bias
         if explicit or _slow_backward(q_BHTC, k_BGSC, p):
             return self.explicit(q_BHTC, k_BGSC, v_BGSC, see, position, bias, p)
-        triangle = bias is None and see.triangle
+        triangle = False
+        if bias is None and see.triangle:  # a branch: under the dynamic shapes of a compiled model the condition is a symbol
+            triangle = True
         mask = None if triangle or (bias is None and see.all) else see.added(bias, q_BHTC.dtype, own is None)
         gqa = q_BHTC.shape[1] != k_BGSC.shape[1]
         return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, mask, p, is_causal=triangle, scale=self.scale, enable_gqa=gqa)
