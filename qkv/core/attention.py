@@ -3,6 +3,8 @@
 Dims: B batch, T queries, S keys, H heads, G key-value heads, C channels of a head, D model.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -105,7 +107,9 @@ class Attention(nn.Module):
     def first(self, x_BTD, ctx, count):
         """What the first `count` tokens alone get: the rows of `forward` that somebody reads, where no others are wanted."""
         turned, tokens = self.position.inputs(x_BTD, ctx.queries), ctx.queries
-        queries = Tokens(tokens.position[:, :count], {n: m[:, :count] for n, m in tokens.marks.items()}, tokens.plain)
+        # structure takes a few queries for the newest tokens, which these are not: who sees what goes by their positions
+        alike = tokens.plain and isinstance(self.pattern.within(math.inf, tokens.marks), Full)
+        queries = Tokens(tokens.position[:, :count], {n: m[:, :count] for n, m in tokens.marks.items()}, alike)
         q = self.position.query(self.position.rotate(self.q_norm(self.split(self.q(turned[:, :count]))), queries))
         k = self.position.rotate(self.k_norm(self.split(self.k(turned))), tokens)
         return self.join(self.kernel(q, k, self.split(self.v(x_BTD)), See(self.pattern, queries, tokens), self.position, ctx.shared))

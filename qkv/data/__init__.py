@@ -147,8 +147,8 @@ def _open_pairs(cfg):
     if gone := len(corpus.train) - len(kept):
         corpus.notes.append(f"{gone:,} of {len(corpus.train):,} training pairs have an empty side and are left out")
     corpus.train = kept
-    content = hashlib.sha256(repr((corpus.train, corpus.valid)).encode()).hexdigest()
-    return Corpus(corpus.train, corpus.valid, content, True, corpus.notes)
+    corpus.key = hashlib.sha256(repr((corpus.train, corpus.valid)).encode()).hexdigest()
+    return corpus
 
 
 def _read_pairs(cfg):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import POSITIONS, Context, FeedForward, Full, GatedFeedForward, Softmax, Stack, build, tokens, watched
+from ..core import POSITIONS, Context, FeedForward, GatedFeedForward, Softmax, Stack, build, tokens, watched
 from ..core.layers import Dropout
 from .shape import Output, Shape, initialise, make_blocks, make_norm, one_of
 
@@ -164,8 +164,6 @@ class ImageEncoderModel(Stack):
         """Can the last block do with the class token alone? Not where somebody looks at what it says of the others."""
         last = self.blocks[self.order[-1]]
         if self.config.order == "parallel" or self.shared is not None or type(last.attn.f.kernel) is not Softmax:
-            return False
-        if last.attn.f.pattern.within(float("inf")) != Full():
             return False
         alone = type(last.ffn.f) in (FeedForward, GatedFeedForward)  # what it says of a token goes by that token
         return alone and self.config.pooling == "first" and self.config.output != "hidden" and not any(map(watched, last.modules()))

@@ -5,7 +5,6 @@ Dims: B windows, S steps that are read (context), T steps, C columns, K marks.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data import series
 from ..data.batches import Batch
-from ..data.examples import Example
+from ..data.examples import Example, note
 from ..data.series import Series
 from ..data.text import DataError
 from ..models import CalendarEncoderDecoder
@@ -105,8 +104,8 @@ class Forecast(Task):
         if training:
             starts = starts[(len(starts) - 1) % self.stride :: self.stride]
         if training or e.label == "other":
-            for note in e.more["series"].notes:
-                print(f"note: {note}", file=sys.stderr)
+            for words in e.more["series"].notes:
+                note(words)
         x, k = torch.from_numpy(values).float(), torch.from_numpy(marks)
         return [
             {

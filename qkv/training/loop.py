@@ -95,8 +95,8 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
     timed = Profile(device) if profile else NoProfile()
     stop = _Stop()
     began, before, bad = time.monotonic(), state["seconds"], 0
-    step, tokens, last_saved, held_at, sampled_at = state["step"], state["tokens"], state["step"], -1, -1
-    sampled_at = sampled_at if resume is None else step  # a run that has nothing left to do says nothing new
+    step, tokens, last_saved, held_at = state["step"], state["tokens"], state["step"], -1
+    sampled_at = -1 if resume is None else step  # a run that has nothing left to do says nothing new
     best = Best(where / "best.safetensors", run, resume is not None)
     every = {"eval": t.eval_every or best.every, "save": t.save_every, "sample": t.sample_every}
     clock = {"eval": time.monotonic(), "save": time.monotonic(), "sample": time.monotonic()}
