@@ -19,6 +19,7 @@ from seqeval import scheme
 from qkv import objectives
 from qkv.data import Data, DataError, examples, trajectories
 from qkv.evaluation import metrics
+from qkv.objectives.tasks import Task
 
 generated = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KEYS = {"text": None, "pair": None, "label": None}
@@ -369,7 +370,7 @@ def test_every_task_shows_an_example_as_it_was_read(tmp_path):
     long = examples.Example("word " * 999, None, None, "here")
     for task in objectives.TASKS.values():
         for e in (examples.Example(Path("a.png"), label="x", where="w"), examples.Example(b"abc", where="w"), long):
-            if not {"tagging", "answers", "choice", "text", "table"} & {task.kind}:
+            if task.described.__func__ is Task.described.__func__:  # who says it otherwise has a test of its own
                 assert len(task.described(e)) < 300 and task.described(e).startswith(e.where)
     assert objectives.TASKS["decide"].described(examples.Example(object(), where="episode 1")) == "episode 1: a object"
 
@@ -440,4 +441,7 @@ def test_equal_decimals_are_one_class_and_codes_are_not():
 def test_a_cell_over_several_lines_that_may_be_two_rows_is_said(tmp_path, capsys):
     (tmp_path / "a.tsv").write_text('sentence\tlabel\n"a movie\t1\nthat never ends"\t0\nfine\t1\n')
     examples.rows_of(tmp_path / "a.tsv")
-    assert "a cell in quotes goes over several lines" in capsys.readouterr().err
+    assert "row 2: a cell in quotes goes over several lines" in capsys.readouterr().err
+    (tmp_path / "b.tsv").write_text('sentence\tlabel\n"she said ""no"""\t1\nfine\t0\n')  # quotes within, and no line's end
+    rows, _ = examples.rows_of(tmp_path / "b.tsv")
+    assert rows[1][1][0] == 'she said "no"' and not capsys.readouterr().err

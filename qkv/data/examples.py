@@ -187,8 +187,8 @@ def _tabbed(path: Path, text: str) -> list[tuple[int, list[str]]]:
         widths, lines = ({len(row) for _, row in rows if any(row)} for rows in (quoted, plain))
         if len(widths) != 1 or widths == {1}:
             return plain
-        if len(lines) == 1 and lines == widths:  # both ways all rows are alike
-            number = next(n for n, row in quoted if any(c in cell for cell in row for c in "\t\r\n"))
+        number = next((n for n, row in quoted if any(c in cell for cell in row for c in "\r\n")), None)
+        if number is not None and lines == widths:  # both ways all rows are alike
             note(f"{path}, row {number}: a cell in quotes goes over several lines; if its quotes are text, write the file as JSON lines")
         return quoted
     columns = itertools.zip_longest(*(row for _, row in plain[1:] or plain), fillvalue="")
