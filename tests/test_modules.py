@@ -3,9 +3,12 @@
 The plain one is reached from outside: a hook on all modules (torch's own) must make every shortcut step aside.
 """
 
+import contextlib
 import copy
+import dataclasses
 import itertools
 import pickle
+import re
 
 import pytest
 import torch
@@ -15,8 +18,9 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import qkv
 from qkv import models
-from qkv.core import FEED_FORWARDS, KERNELS, POSITIONS, Attention
-from qkv.models.shape import ORDERS
+from qkv.core import CONVOLUTIONS, FEED_FORWARDS, KERNELS, NORMS, PATTERNS, POSITIONS, Attention, Cache
+from qkv.models.fronts import FRONTS
+from qkv.models.shape import ORDERS, Shape
 
 PRESETS = pytest.mark.parametrize("name", small())
 UNCALLED = {  # modules that a forward pass rightly leaves out, and why
@@ -111,8 +115,67 @@ def test_every_module_is_called(name):
     assert not silent
 
 
+@PRESETS
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_a_hook_on_one_module_alone_is_called(name, training):
+    """A path that asks some of the modules it leaves out, and not all, would miss one."""
+    model, missed = made(name, training), []
+    given = example(model)
+    with Watcher() as seen:
+        answer(model, given)
+    called = set(map(id, seen.called))
+    first = {}  # of those that are alike, the first
+    for n, m in model.named_modules():
+        if id(m) in called:
+            first.setdefault(re.sub(r"\.\d+\.", ".0.", n), m)
+    for n, m in first.items():
+        heard = []
+        handle = m.register_forward_hook(lambda *_, heard=heard: heard.append(1))
+        answer(model, given)
+        handle.remove()
+        if not heard:
+            missed.append(n)
+    assert not missed
+
+
+class Wrapped(nn.Module):
+    """What people put around a layer: an adapter, a quantised matrix, a probe."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@PRESETS
+def test_any_linear_layer_can_be_replaced(name):
+    """By a module that has no weight of its own."""
+    model = made(name, True)
+    given = example(model)
+    with Watcher() as seen:
+        before = answer(model, given)
+    called = set(map(id, seen.called))
+    alike = {}
+    for n, m in model.named_modules():
+        if type(m) is nn.Linear and id(m) in called:
+            alike.setdefault(re.sub(r"\.\d+\.", ".0.", n), n)
+    for path in alike.values():
+        parent, _, leaf = path.rpartition(".")
+        parent, old = model.get_submodule(parent), model.get_submodule(path)
+        parent.register_module(leaf, Wrapped(old))
+        with Watcher() as seen:
+            compare(before, answer(model, given))
+        assert old in seen.called, path
+        compare(before, answer(model, given))
+        gradients(model, given)
+        assert old.weight.grad is not None, path
+        parent.register_module(leaf, old)
+
+
 def slots():
-    """Every position, kernel, feed-forward and order in a decoder, an encoder, an encoder-decoder and an encoder of images."""
+    """Every value of every slot in a decoder, an encoder, an encoder-decoder and an encoder of images."""
     bases = ("gpt-nano", "bert-nano", "transformer-nano", "vit-nano")
     needs = {
         "sinusoid2d": "sinusoid2d(width=8)",
@@ -120,10 +183,25 @@ def slots():
         "linformer": "linformer(rank=4)",
         "bigbird": "bigbird(block=4)",
     }
-    axes = {"position": POSITIONS, "kernel": KERNELS, "ffn": FEED_FORWARDS, "order": ORDERS}
-    for base, (slot, values) in itertools.product(bases, axes.items()):
+    for base, (slot, values) in itertools.product(bases, AXES.items()):
         for value in values:
+            value = SMALL.get(value, value)
             yield base, slot, value if base == "vit-nano" else needs.get(value, value)
+
+
+YES = ("true", "false")
+SMALL = {"sliding": "causal & sliding(3)", "documents": "causal & documents", "window": "window(3)", "dilated": "dilated(3, 2)",
+         "strided": "strided(2)", "block": "block(4)", "summary": "summary(2, 1)", "globals": "globals(2)", "random": "random(2, block=2)"}  # fmt: skip
+AXES = {"position": POSITIONS, "input_position": ("none", "learned", "sinusoid"), "kernel": KERNELS, "ffn": FEED_FORWARDS, "order": ORDERS,
+        "norm": NORMS, "pattern": PATTERNS, "biases": ("", "q", "qv", "kv", "qkvo"), "kv_heads": ("1",), "head_dim": ("8",), "embed_dim": ("16",),
+        "final_norm": YES, "embed_norm": YES, "scaled": YES, "tie": YES, "types": ("2",)}  # fmt: skip
+UNHEARD = {"vocab", "dim", "layers", "heads", "length", "hidden",  # sizes, of which every preset has its own
+           "init", "init_std", "pad_trains", "dropout", "attn_dropout", "norm_eps",  # how it is trained
+           "numbering", "output", "labels", "label_names", "pad", "bos", "eos", "start"}  # what goes in and comes out  # fmt: skip
+
+
+def test_every_field_of_a_stack_is_tried():
+    assert set(AXES) | UNHEARD == {f.name for f in dataclasses.fields(Shape)} and not set(AXES) & UNHEARD
 
 
 @pytest.mark.parametrize(("base", "slot", "value"), slots())
@@ -166,6 +244,7 @@ def test_a_copy_is_on_its_own(name):
             p.zero_()
     compare(before, answer(model, given), 0)
     empty = answer(twin, given)
+    assert all(v.isfinite().all() for v in empty.values())
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1)
@@ -209,6 +288,7 @@ def test_functional_calls_and_pickled_states(name):
     compare({k: out[k] for k in wanted}, wanted, 0)
     model.load_state_dict(pickle.loads(pickle.dumps(other.state_dict())))
     compare(answer(model, given), wanted, 0)
+    compare(answer(pickle.loads(pickle.dumps(other)), given), wanted, 0)
 
 
 def attention_of(model):
@@ -307,8 +387,6 @@ def test_a_model_knows_its_family():
 
 
 def test_another_family_that_can_say_the_same_changes_nothing(monkeypatch):
-    import dataclasses
-
     theirs = models.FAMILIES["gpt2"]
     classes = {"EchoLMHeadModel": theirs.classes["GPT2LMHeadModel"]}
     echo = dataclasses.replace(theirs, name="echo", classes=classes, presets={"echo-nano": theirs.presets["gpt-nano"]})
@@ -322,8 +400,6 @@ def test_another_family_that_can_say_the_same_changes_nothing(monkeypatch):
 
 
 def test_what_a_family_cannot_say_is_named_and_a_fault_of_its_own_is_not_hidden(monkeypatch):
-    import dataclasses
-
     gpt2 = models.FAMILIES["gpt2"]
     with pytest.raises(models.Unsayable, match="position='alibi'"):
         gpt2.write(models.preset("gpt-nano", position="alibi"), "GPT2LMHeadModel")
@@ -357,8 +433,6 @@ def test_counting_flops_takes_no_other_path():
 
 def inner(cfg):
     """A config, and those in it."""
-    import dataclasses
-
     yield cfg
     for f in dataclasses.fields(cfg):
         if dataclasses.is_dataclass(part := getattr(cfg, f.name)):
@@ -381,8 +455,6 @@ def test_special_ids_of_presets_lie_in_their_vocabularies():
 @pytest.mark.parametrize("name", ["gpt2", "t5-small", "bert-nano", "transformer-nano", "lstm-nano", "albert-nano"])
 def test_a_tensor_that_two_parts_share_is_shown_once(name, capsys, monkeypatch):
     """The numbers of the leaves add up to the whole, each block as often as it is there."""
-    import re
-
     from qkv.cli.main import main
 
     monkeypatch.setenv("COLUMNS", "200")
@@ -419,3 +491,72 @@ def test_a_hook_on_a_kernel_alone_is_called():
         attention_of(model).kernel.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         answer(model, example(model))
         assert seen, name
+
+
+@pytest.mark.parametrize("pattern", ["summary(4)", "causal & summary(4)", "prefix & summary(2)"])
+def test_a_pattern_that_leaves_a_token_nothing_to_see_is_refused(pattern):
+    with pytest.raises(ValueError, match="token at 0 may see nothing"):
+        qkv.create("gpt-nano", pattern=pattern)
+    qkv.create("gpt-nano", pattern=f"causal & block(4) | {pattern}")
+
+
+def spoken():
+    """Every small config under every value of a slot that a published layout might have no words for, and every big one as it is."""
+    values = AXES | {"conv": CONVOLUTIONS, "front": FRONTS, "output": ("hidden", "sequence", "tokens", "ctc", "lm")}
+    for name, (family, _) in models.presets().items():
+        cfg = models.preset(name)
+        yield name, family, cfg
+        for field in set(values) & {f.name for f in dataclasses.fields(cfg)}:
+            for value in values[field]:
+                with contextlib.suppress(ValueError):
+                    yield f"{name} {field}={value}", family, dataclasses.replace(cfg, **{field: SMALL.get(value, value)})
+
+
+def test_families_write_a_config_or_say_why_not():
+    """No family answers a config that it has no words for by an error of its own code."""
+    written, refused = 0, 0
+    for name, family, cfg in spoken():
+        own = " " in name and family
+        for f in [models.FAMILIES[family]] if own else models.FAMILIES.values():
+            for cls in f.classes:
+                try:
+                    assert f.write(cfg, cls)["architectures"] == [cls]
+                    written += 1
+                except models.Unsayable as e:
+                    refused += 1
+                    assert str(e).startswith(f"{f.name}: ")
+                except Exception as e:
+                    raise AssertionError(f"{f.name} as {cls}: {name}") from e
+    assert written > 500 and refused > 5000
+
+
+@pytest.mark.parametrize("name", ["gpt-nano", "bert-nano", "t5-nano", "vit-nano", "decision-nano", "clip-nano"])
+def test_gradients_of_single_examples(name):
+    """torch.func's own recipe: vmap over grad, against one example at a time."""
+    model = made(name)
+    given, parameters, rest = example(model), dict(model.named_parameters()), dict(model.named_buffers())
+
+    def loss(parameters, given):
+        alone = {k: v[None] for k, v in given.items()}
+        out = torch.func.functional_call(model, (parameters, rest), kwargs=alone)
+        return sum(v.square().sum() for v in out.values() if torch.is_tensor(v))
+
+    grads = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, given)
+    for i in range(2):
+        one = torch.func.grad(loss)(parameters, {k: v[i] for k, v in given.items()})
+        compare({k: g[i] for k, g in grads.items()}, one)
+
+
+@pytest.mark.parametrize("name", ["gpt-nano", "t5-nano", "bahdanau-nano"])
+def test_a_compiled_model_takes_its_cache_back(name):
+    torch._dynamo.reset()
+    model = made(name)
+    given = example(model)
+    slot = "decoder_input_ids" if "decoder_input_ids" in given else "input_ids"
+    ids = given.pop(slot)
+    compiled, fast, slow = torch.compile(model, backend="eager"), Cache(), Cache()
+    with torch.no_grad():
+        for step in ids.split(1, 1):
+            wanted = model(**given, **{slot: step}, cache=slow)["logits"]
+            torch.testing.assert_close(compiled(**given, **{slot: step}, cache=fast)["logits"], wanted, rtol=1e-9, atol=1e-9)
+    assert fast.length == ids.shape[1]

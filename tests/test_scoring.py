@@ -15,7 +15,7 @@ from qkv import data, models, objectives
 from qkv.cli.main import main
 from qkv.data import batches, shards
 from qkv.data import tokenizer as tokenizers
-from qkv.evaluation.loss import described, evaluate, figures
+from qkv.evaluation.loss import bits_per_byte, described, evaluate, figures
 from qkv.training import folder, loop, recipe
 
 TEXT = "the cat sat on the mat and the dog ran to the house where the bird sang a song of the sea " * 8
@@ -202,12 +202,28 @@ def test_bits_a_byte_are_of_objectives_that_predict_every_token(tokenizer):
     causal = objectives.Causal(tokenizer)
     assert causal.predicts_all and not prefix.predicts_all and not objectives.Masked(tokenizer).predicts_all
 
-    class Run:
-        valid = data.Windows(packed([50]), 8)
 
-    for objective, wanted in ((causal, 2.0 / math.log(2) * 50 / 150), (prefix, None)):
-        Run.objective = objective
-        assert loop.bits_per_byte(Run, 2.0) == (wanted if wanted is None else pytest.approx(wanted))
+TALES = ["the cat sat", "über alles", "", "a", "the the cat"]
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("kind", ["char", "bpe"])
+def test_bits_a_byte_are_the_length_of_a_code(kind, across, tmp_path, monkeypatch):
+    """Against the sum of the logarithms of every predicted token, and the bytes of what they spell."""
+    monkeypatch.setenv("QKV_CACHE", str(tmp_path))
+    tokenizer = tokenizers.train(kind, TALES * 4, 300)
+    model, objective = decoder(), objectives.Causal(tokenizer)
+    windows = data.Windows(shards.build(TALES, tokenizer, kind), 6, across=across)
+    held = evaluate(model, objective, objective.held_out(windows, 2))
+    told, firsts = 0, 0
+    for i, text in enumerate(TALES):
+        ids = [*tokenizer.encode(text), tokenizer.eos]
+        if not across or i == 0:
+            firsts += len(text.encode()) - len(tokenizer.decode(ids[1:]).encode())
+        told += len(text.encode())
+    wanted = held["loss"] * held["scored"] / math.log(2) / (told - firsts)
+    assert held["scored"] == len(windows.shards) - (1 if across else len(TALES))
+    assert bits_per_byte(held["loss"], windows, tokenizer) == pytest.approx(wanted, rel=1e-12)
 
 
 def test_figures_are_whole():

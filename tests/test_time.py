@@ -1,5 +1,7 @@
 """The loop over time: what is scaled, clipped, accumulated, evaluated, stopped, kept and put back, at every step."""
 
+import contextlib
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +11,7 @@ from topologies import answer, example, small
 
 from qkv import data, models, objectives
 from qkv.checkpoints import files
+from qkv.core import Experts
 from qkv.data import shards
 from qkv.data import tokenizer as tokenizers
 from qkv.data.examples import Example
@@ -389,6 +392,40 @@ def test_every_topology_hands_on_what_experts_leave_behind(name):
     assert by.abs().max() > 0
     with torch.no_grad():
         assert "auxiliary" not in model(**example(model))
+
+
+def with_experts(cfg):
+    """The config with experts in every config that is in it, one at a time."""
+    for f in dataclasses.fields(cfg):
+        if dataclasses.is_dataclass(part := getattr(cfg, f.name)) and "ffn" in models.fields(part):
+            with contextlib.suppress(ValueError):  # a stack of convolutions
+                yield dataclasses.replace(cfg, **{f.name: dataclasses.replace(part, ffn="experts(2)")})
+
+
+INNER = [(n, i) for n in small() for i, _ in enumerate(with_experts(models.preset(n)))]
+
+
+@pytest.mark.parametrize(("name", "place"), INNER)
+def test_a_model_hands_on_what_experts_of_its_parts_leave_behind(name, place):
+    """Where a model of its own is a part: a tower, a reader of words. One that is frozen for good (Flamingo's eyes) has nothing to hand on."""
+    model = models.build(list(with_experts(models.preset(name)))[place]).train()
+    if hasattr(model, "trained") and not any("router" in n for n in model.trained()):
+        return
+    given = example(model)
+
+    def left():
+        torch.manual_seed(1)
+        if not hasattr(model, "losses"):
+            return model(**given)["auxiliary"].item()
+        size, noise = model.config.image, torch.zeros(2, model.config.noise)
+        pixels, mask = torch.ones(2, 3, size, size), torch.ones_like(given["input_ids"])
+        return model.losses(pixels, given["input_ids"], mask, noise, noise)["match"].item()
+
+    before = left()
+    for m in model.modules():
+        if isinstance(m, Experts):
+            m.balance += 1
+    assert left() > before + 0.5
 
 
 class Heavier(torch.nn.Module):

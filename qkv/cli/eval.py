@@ -56,7 +56,7 @@ def run(words, verb):
     from .. import data, objectives
     from ..data import registry, text
     from ..evaluation import metrics
-    from ..evaluation.loss import evaluate
+    from ..evaluation.loss import bits_per_byte, evaluate
     from ..training import folder, recipe
     from .common import open_model
     from .generate import quick
@@ -131,9 +131,7 @@ def run(words, verb):
     if held["accuracy"] is not None:
         print(f"accuracy    {100 * held['accuracy']:.2f} %")
     if shard is not None and objective.predicts_all:
-        import math
-
-        print(f"bits a byte {held['loss'] / math.log(2) * len(shard) / max(1, shard.nbytes):.4f}")
+        print(f"bits a byte {bits_per_byte(held['loss'], windows, tokenizer):.4f}")
     if rows is not None:
         empty = len(rows) - len(text.both(rows))
         print(f"pairs       {scored(len(rows), there)}" + (f"; {empty:,} with an empty side" if empty else ""))

@@ -57,12 +57,23 @@ class Dropout(nn.Module):
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
 
+
+def gelu_new(x):
+    """GELU by tanh (Hendrycks and Gimpel, 2016)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def quick_gelu(x):
+    """x times the logistic function of 1.702 x (Hendrycks and Gimpel, 2016)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS = {
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": gelu_new,
     "relu": F.relu,
     "silu": F.silu,
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "quick_gelu": quick_gelu,
     "tanh": torch.tanh,
 }
 

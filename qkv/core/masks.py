@@ -95,6 +95,12 @@ class Pattern:
         """The basic patterns that this one is put together from."""
         return [self]
 
+    def blind(self, length=64):
+        """The first position, of so many, whose token sees neither itself nor any before it; None where every one does."""
+        position = torch.arange(length, device="cpu")[None]
+        seen = self.allows(Tokens(position).as_queries(), Tokens(position).as_keys()).expand(1, length, length)[0].tril().any(-1)
+        return None if bool(seen.all()) else int(seen.long().argmin())
+
     def __and__(self, other):
         return And(self, other)
 

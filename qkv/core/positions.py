@@ -343,7 +343,7 @@ class XL(Position):
         most = max(0, real(q, torch.max, -1) - real(k, torch.min, far))
         least = min(most, real(q, torch.min, far) - real(k, torch.max, -1))
         C = q_BHTC.shape[-1]
-        r = self.project(self.waves(torch.arange(least, most + 1, device=q.device), self.project.weight.dtype)).unflatten(-1, (-1, C))
+        r = self.project(self.waves(torch.arange(least, most + 1, device=q.device), q_BHTC.dtype)).unflatten(-1, (-1, C))
         scores = (q_BHTC + (self.v - self.u)) @ r.permute(1, 2, 0) * C**-0.5  # (B, H, T, distances)
         rows = ((q[:, :, None] - k[:, None, :]).clamp(least, most) - least)[:, None]
         return scores.gather(-1, rows.expand(scores.shape[0], scores.shape[1], -1, -1))

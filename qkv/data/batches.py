@@ -111,6 +111,11 @@ class Windows:
         if rest > overlap and rest >= least:
             yield self.rows(np.array([whole * step]), rest)
 
+    def unpredicted(self):
+        """Ids of the tokens that none stands before: the first of each document, or where windows run across them, of the text."""
+        starts = self.starts[:1] if self.across else np.unique(self.starts)  # an empty document begins where the next one does
+        return self.shards.ids[starts[starts < len(self.shards)]]
+
     def rows(self, starts, length=None):
         """ids (B, T), and where documents meet within a row: documents (B, T) and positions (B, T), else None, None. length: of the rows,
         that of a window by default."""

@@ -57,6 +57,10 @@ class Tokenizer:
         """Text of ids. special: show special tokens too."""
         return self.engine.decode([int(i) for i in ids], skip_special_tokens=not special)
 
+    def nbytes(self, i):
+        """Bytes of UTF-8 that an id stands for at the beginning of a text; a piece of a character counts as one."""
+        return len(self.decode([i]).replace("\ufffd", "?").encode())
+
     def token(self, i):
         """The piece that an id stands for."""
         return self.engine.id_to_token(int(i))

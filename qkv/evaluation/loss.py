@@ -3,6 +3,7 @@
 import contextlib
 import math
 
+import numpy as np
 import torch
 
 ERRORS = ("mse", "mae", "return", "spread", "least", "near")  # which are no shares
@@ -25,6 +26,15 @@ def evaluate(model, objective, batches, device="cpu", autocast=contextlib.nullco
     out = {k: total(v) / max(1, count) for k, v in sorted(sums.items())}
     perplexity = {"perplexity": math.exp(min(50.0, out["loss"]))} if objective.scores_tokens and count else {}
     return {"loss": out.get("loss", math.nan), **perplexity, "accuracy": out.get("accuracy"), "scored": count}
+
+
+def bits_per_byte(loss, windows, tokenizer):
+    """Bits a byte of a text whose mean loss a token is known, in nats. What nothing stands before is not predicted: neither the first token
+    of a document nor its bytes count."""
+    firsts, times = np.unique(windows.unpredicted(), return_counts=True)
+    spared = sum(int(n) * tokenizer.nbytes(i) for i, n in zip(firsts, times))
+    predicted = len(windows.shards) - int(times.sum())
+    return loss / math.log(2) * predicted / max(1, windows.shards.nbytes - spared)
 
 
 def figures(held):

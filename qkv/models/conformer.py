@@ -12,7 +12,7 @@ from ..checkpoints.table import Op, stacked
 from ..core import CONVOLUTIONS, FEED_FORWARDS, KERNELS, Attention, Block, Context, Documents, Residual, Stack, build, read_pattern, tokens
 from ..core.layers import Dropout
 from ..core.slots import parse
-from .family import Family
+from .family import Family, arguments
 from .fronts import FRONTS
 from .shape import Output, Shape, initialise, make_norm, make_position, one_of
 
@@ -146,12 +146,13 @@ def _lucid_before(raw, cls):
 
 
 def _lucid_after(raw, cfg):
-    conv, hidden = parse(raw.pop("_conv"))[2], raw.pop("_hidden") or 4 * cfg.dim
-    if hidden % cfg.dim or conv.get("padding") != "kept" or conv.get("conv_norm", "batch") != "batch":
+    conv, hidden = raw.pop("_conv"), raw.pop("_hidden") or 4 * cfg.dim
+    kernel, expand, causal, padding = arguments(conv, "kernel", "expand", "causal", "padding")
+    if hidden % cfg.dim or padding != "kept" or "conv_norm" in conv:
         raise ValueError("this layout has a width of ff_mult dim, a batch norm, and padding that is kept")
-    far = parse(raw.pop("_position"))[2]["far"]
-    return raw | {"ff_mult": hidden // cfg.dim, "conv_kernel_size": conv["kernel"], "conv_expansion_factor": conv["expand"],
-                  "conv_causal": conv["causal"], "max_pos_emb": far}  # fmt: skip
+    (far,) = arguments(raw.pop("_position"), "far")
+    return raw | {"ff_mult": hidden // cfg.dim, "conv_kernel_size": kernel, "conv_expansion_factor": expand, "conv_causal": causal,
+                  "max_pos_emb": far}  # fmt: skip
 
 
 LUCID, LUCID_MOVING = _conv("layers.{i}.conv.net.", {"up": "2", "depth": "4.conv", "norm": "5", "down": "7"})
@@ -194,10 +195,11 @@ def _audio_before(raw, cls):
 
 
 def _audio_after(raw, cfg):
-    conv = parse(raw.pop("_conv"))[2]
-    if conv.get("padding") != "kept" or set(conv) - {"kernel", "conv_norm", "padding"}:
+    conv = raw.pop("_conv")
+    kernel, norm, padding = arguments(conv, "kernel", "conv_norm", "padding")
+    if padding != "kept" or len(parse(conv)[2]) > 3:
         raise ValueError("this layout has a convolution of dim channels, whose padding is kept")
-    return raw | {"depthwise_conv_kernel_size": conv["kernel"], "use_group_norm": conv.get("conv_norm") == "group"}
+    return raw | {"depthwise_conv_kernel_size": kernel, "use_group_norm": norm == "group"}
 
 
 AUDIO, AUDIO_MOVING = _conv("conformer_layers.{i}.conv_module.sequential.", {"up": "0", "depth": "2", "norm": "3", "down": "5"})

@@ -155,10 +155,10 @@ class DrawerModel(nn.Module):
         self.judges = nn.ModuleList(Judge(cfg, s) for s in (cfg.image // 2, cfg.image))
         self.matcher = Matcher(cfg)
 
-    def read(self, input_ids, attention_mask=None):
+    def read(self, input_ids, attention_mask=None, left=None):
         """(words (B, T, D), their Tokens, mask (B, T), sentence (B, D))"""
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        words = self.words(input_ids=input_ids, attention_mask=mask)["hidden"]
+        words = self.words(input_ids=input_ids, attention_mask=mask).leave(left)["hidden"]
         sentence = (words * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return words, tokens(words.shape[1], valid=mask, device=words.device), mask, sentence
 
@@ -172,14 +172,15 @@ class DrawerModel(nn.Module):
     def losses(self, pixel_values, input_ids, attention_mask, noise, spread, weight=5.0):
         """{name: summed loss} of the two sides of the game in one pass: `judge` and `match` train judges, matcher and reader on real images,
         `draw` the generator against them as they are (equation 3). Their sum may be minimised by one optimiser."""
-        words, toks, mask, sentence = self.read(input_ids, attention_mask)
+        left: list[torch.Tensor] = []  # auxiliary losses of the reader's parts
+        words, toks, mask, sentence = self.read(input_ids, attention_mask, left)
         fakes, kl = self.generator(words.detach(), toks, sentence.detach(), noise, spread)
         real = [F.interpolate(pixel_values, f.shape[2:], mode="area") for f in fakes]
         still, wrong = sentence.detach(), sentence.detach().roll(1, 0)
         softplus, judge, draw = F.softplus, 0.0, kl
         for j, fake, x in zip(self.judges, fakes, real):
             judge = judge + (softplus(-j(x, still)) + softplus(j(fake.detach(), still))).sum() / 2 + softplus(j(x, wrong)[1]).sum() / 2
-        match = self.matching(pixel_values, words, mask, sentence)
+        match = self.matching(pixel_values, words, mask, sentence) + len(words) * sum(left)
         with frozen(self.judges), frozen(self.matcher):
             for j, fake in zip(self.judges, fakes):
                 draw = draw + softplus(-j(fake, still)).sum() / 2

@@ -124,7 +124,7 @@ class EncoderDecoderModel(nn.Module):
             valid = None if attention_mask is None else attention_mask.bool()
             return encoder_hidden, tokens(encoder_hidden.shape[1], valid=valid, device=encoder_hidden.device)
 
-        memory, memory_tokens = make() if cache is None else cache.once("memory", make)
+        memory, memory_tokens = make() if cache is None else cache.once(self, make)
         number, last, toks = locate(
             cfg,
             decoder_input_ids,

@@ -94,17 +94,23 @@ class Family:
             theirs = next((k.theirs for k in self.keys if k.ours == ours and not k.theirs.startswith("_")), None)
             raise ValueError(f"{where}: {e}" + (f" ({ours} is its key '{theirs}')" if theirs else "")) from None
 
+    def kinds(self, cls):
+        """The configs of ours that a published class may be of."""
+        config = self.classes[cls].get("config", self.config)
+        return config if isinstance(config, tuple) else (config,)
+
     def make(self, cls, **fields):
-        kind = self.classes[cls]
-        config = kind.get("config", self.config)
-        if isinstance(config, tuple):  # an encoder, or where the config says so a decoder
-            config = config[bool(fields.pop("_decoder", False))]
+        kind, kinds = self.classes[cls], self.kinds(cls)
+        config = kinds[bool(fields.pop("_decoder", False))] if len(kinds) > 1 else kinds[0]  # an encoder, or where it says so a decoder
         names = {f.name for f in dataclasses.fields(config)}
         fixed = self.constants | {k: v for k, v in kind.items() if k != "config"}
         return config(**{k: v for k, v in (fields | fixed).items() if k in names})
 
     def write(self, cfg, cls):
         """Our config as a published one. Raises Unsayable where the family's keys have no words for it."""
+        kinds = self.kinds(cls)
+        if type(cfg) not in kinds:
+            raise Unsayable(f"{self.name}: {cls} is of {' or '.join(k.__name__ for k in kinds)}, not of {type(cfg).__name__}")
         have = {f.name for f in dataclasses.fields(cfg)}
         try:
             raw = {k.theirs: k.save(getattr(cfg, k.ours)) for k in self.keys if k.ours in have}
@@ -125,9 +131,7 @@ class Family:
     def class_of(self, cfg):
         """The published class that a config of ours would be."""
         for cls, kind in self.classes.items():
-            config = kind.get("config", self.config)
-            fits = type(cfg) in config if isinstance(config, tuple) else config is type(cfg)
-            if fits and all(getattr(cfg, k) == v for k, v in kind.items() if k != "config"):
+            if type(cfg) in self.kinds(cls) and all(getattr(cfg, k) == v for k, v in kind.items() if k != "config"):
                 return cls
         return None
 

@@ -16,6 +16,13 @@ def at_place(hidden_BTD, place_B):
     return hidden_BTD[torch.arange(len(place_B), device=place_B.device), place_B]
 
 
+class Rows(nn.Linear):
+    """The first `out_features` rows of a weight that it shares with an embedding of more."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight[: self.out_features], self.bias)
+
+
 class LanguageHead(nn.Module):
     """Scores of every token of the vocabulary.
 
@@ -32,9 +39,14 @@ class LanguageHead(nn.Module):
         self.dense = nn.Linear(dim, width) if transform else None
         self.act = activation(transform) if transform else None
         self.norm = LayerNorm(width, eps) if transform else None
-        self.out, self.vocab = nn.Linear(width, vocab, bias=bias), vocab
+        if weight is not None and weight.shape[1] != width:
+            raise ValueError(
+                f"embed_dim={weight.shape[1]}: a shared output matrix reads states of {width}; set tie=false, or leave embed_dim out"
+            )
+        kind = nn.Linear if weight is None or len(weight) == vocab else Rows
+        self.out, self.vocab = kind(width, vocab, bias=bias), vocab
         if weight is not None:
-            self.out.weight = weight  # which may have more rows than are said
+            self.out.weight = weight
         if steady:
             self.register_buffer("steady", torch.zeros(1, vocab))
 
@@ -62,13 +74,12 @@ class LanguageHead(nn.Module):
 
     def scores(self, x_ND):
         """(..., V) of transformed states."""
-        whole = len(self.out.weight) == self.vocab
-        logits = self.out(x_ND) if whole else torch.func.functional_call(self.out, {"weight": self.out.weight[: self.vocab]}, x_ND)
+        logits = self.out(x_ND)
         return logits + self.steady if hasattr(self, "steady") else logits
 
     def loss(self, x_ND, labels_N, smoothing=0.0):
         """`token_loss` of transformed states, without ever forming all scores where nobody looks at them."""
-        if plain(self.out):
+        if plain(self.out) or plain(self.out, Rows):
             return token_loss(x_ND, self.out.weight[: self.vocab], self.bias, labels_N, smoothing)
         return loss_of_scores(self.scores(x_ND), labels_N, smoothing)
 

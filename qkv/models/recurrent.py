@@ -302,7 +302,7 @@ class RecurrentEncoderDecoderModel(nn.Module):
             valid = None if attention_mask is None else attention_mask.bool()
             return encoder_hidden, tokens(encoder_hidden.shape[1], valid=valid, device=encoder_hidden.device)
 
-        memory, memory_tokens = make() if cache is None else cache.once("memory", make)
+        memory, memory_tokens = make() if cache is None else cache.once(self, make)
         _, _, toks = locate(
             self.config, decoder_input_ids, None, decoder_attention_mask, None, cache, vocab=self.config.target_vocab or self.config.vocab
         )

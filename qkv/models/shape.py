@@ -253,6 +253,11 @@ def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=No
     return blocks
 
 
+def eager():
+    """Do tensors have numbers that can be looked at? Not while torch.compile or a transform of torch.func traces."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+
+
 def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=None, vocab=0, packed=False):
     """What a model needs to know of its input tokens.
 
@@ -267,14 +272,14 @@ def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=N
         raise ValueError(f"input ids must be whole numbers, not {ids.dtype}; vectors go in as inputs_embeds")
     B, T = source.shape[:2]
     start, device = 0 if cache is None else cache.length, source.device
-    eager = not torch.compiler.is_compiling()
-    if eager and device.type == "cpu" and ids is not None and ids.numel() and vocab:
+    known = eager()
+    if known and device.type == "cpu" and ids is not None and ids.numel() and vocab:
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocab:
             raise ValueError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab} (ids 0 to {vocab - 1})")
     if mask is not None and (mask.dim() != 2 or mask.shape[1] < T or mask.shape[0] not in (1, B)):
         raise ValueError(f"the mask has the shape {tuple(mask.shape)}, {T} tokens need ({B}, {T}): 1 for a token, 0 for padding")
-    if mask is not None and mask.is_floating_point() and eager and not bool(((mask == 0) | (mask == 1)).all()):
+    if mask is not None and mask.is_floating_point() and known and not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("the mask must hold 1 for a token and 0 for padding, not numbers to add to scores")
     if position_ids is not None and (position_ids.dim() != 2 or position_ids.shape[1] != T):
         raise ValueError(f"position_ids have the shape {tuple(position_ids.shape)}, {T} tokens need ({B}, {T})")
@@ -282,7 +287,7 @@ def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=N
     given = mask is not None
     if given:
         mask = mask[:, -T:].bool()
-        if eager and device.type == "cpu" and bool(mask.all()):
+        if known and device.type == "cpu" and bool(mask.all()):
             mask = None  # nothing is padding: structure can do without a mask
     if cfg.numbering == "tokens" and ids is not None and position_ids is None:
         real = ids != cfg.pad
@@ -293,7 +298,7 @@ def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=N
         number = position_ids.expand(B, -1) if position_ids.shape[0] == 1 else position_ids
         if packed and not given and not start and not marks:  # numbers that jump begin a new document of a packed row
             jumps = (number.diff(dim=-1, prepend=number[:, :1] - 1) != 1).cumsum(-1)
-            if not eager or bool((jumps[:, -1] > 0).any()):
+            if not known or bool((jumps[:, -1] > 0).any()):
                 marks["document"] = jumps
     else:
         number = None
@@ -301,7 +306,7 @@ def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=N
                   valid=mask, marks=marks, device=device)  # fmt: skip
     if number is None:
         return torch.arange(start, start + T, device=device)[None], start + T - 1, toks
-    return number, int(number.max()) if eager and device.type == "cpu" else None, toks
+    return number, int(number.max()) if known and device.type == "cpu" else None, toks
 
 
 @torch.no_grad()
@@ -345,6 +350,12 @@ class Output(dict):
         """The same with `auxiliary`, the sum of what parts left behind to be made small, where they did."""
         if losses:
             self["auxiliary"] = sum(losses)
+        return self
+
+    def leave(self, losses):
+        """The same, its `auxiliary` put into the list of a model that this one is a part of."""
+        if losses is not None and "auxiliary" in self:
+            losses.append(self["auxiliary"])
         return self
 
     def __getattr__(self, name):

@@ -14,7 +14,7 @@ from ..core.layers import LayerNorm
 from .decoder import Decoder, DecoderModel
 from .family import SPECIAL, Family, activation_name, inside
 from .gpt2 import TABLE
-from .shape import Output, initialise, one_of
+from .shape import Output, eager, initialise, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +81,15 @@ class TrajectoryDecoderModel(DecoderModel):
             if x.dim() != 3 or x.shape[-1] != width:
                 raise ValueError(f"{name} have the shape {tuple(x.shape)}; they must be (batch, steps, {width})")
         B, T = states.shape[:2]
-        if timesteps.numel() and not 0 <= int(timesteps.min()) <= int(timesteps.max()) < cfg.episode:
+        if eager() and timesteps.numel() and not 0 <= int(timesteps.min()) <= int(timesteps.max()) < cfg.episode:
             raise ValueError(
                 f"timesteps from {int(timesteps.min())} to {int(timesteps.max())}; the model knows 0 to {cfg.episode - 1} (episode)"
             )
         time = self.time(timesteps)
         told = self.see_return(returns_to_go if cfg.returns else torch.zeros_like(returns_to_go))
         x = torch.stack([told + time, self.see_state(states) + time, self.see_action(actions) + time], 2).flatten(1, 2)
-        valid = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool().repeat_interleave(3, 1)
+        full = attention_mask is None or (eager() and bool(attention_mask.all()))
+        valid = None if full else attention_mask.bool().repeat_interleave(3, 1)
         place = torch.zeros(1, 3 * T, dtype=torch.long, device=x.device)  # the time of an episode stands for all places
         x = self.embed(None, place, None, self.before(x), 0)
         ctx = Context(tokens(3 * T, valid=valid, device=x.device))

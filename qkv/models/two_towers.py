@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.functional import normalize
 
 from .decoder import Decoder, DecoderModel
 from .heads import at_place
@@ -55,20 +56,20 @@ class TwoTowersModel(nn.Module):
         self.project = nn.Linear(cfg.words.dim, cfg.width, bias=False)
         self.scale = nn.Parameter(torch.tensor(cfg.scale))
 
-    def see(self, pixel_values, **options):
-        """(B, W) of length 1."""
-        x = self.picture(pixel_values, **options)["image_embeds"]
-        return x / x.norm(dim=-1, keepdim=True)
+    def see(self, pixel_values, losses=None, **options):
+        """(B, W) of length 1. losses: a list that takes the auxiliary losses of parts."""
+        return normalize(self.picture(pixel_values, **options).leave(losses)["image_embeds"], dim=-1)
 
-    def read(self, input_ids, attention_mask=None):
-        """(N, W) of length 1."""
-        hidden, eos = self.words(input_ids=input_ids, attention_mask=attention_mask)["hidden"], self.config.words.eos
+    def read(self, input_ids, attention_mask=None, losses=None):
+        """(N, W) of length 1. losses: as in `see`."""
+        out, eos = self.words(input_ids=input_ids, attention_mask=attention_mask).leave(losses), self.config.words.eos
         place = input_ids.argmax(-1) if self.config.end == "highest" else (input_ids == eos).int().argmax(-1)
-        x = self.project(at_place(hidden, place))
-        return x / x.norm(dim=-1, keepdim=True)
+        return normalize(self.project(at_place(out["hidden"], place)), dim=-1)
 
     def forward(self, input_ids, pixel_values, attention_mask=None, *, interpolate_pos_encoding=False):
         """input_ids (N, T), pixel_values (B, C, H, W) -> logits_per_image (B, N), logits_per_text, text_embeds, image_embeds."""
-        image, text = self.see(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding), self.read(input_ids, attention_mask)
+        losses: list[torch.Tensor] = []
+        image = self.see(pixel_values, losses, interpolate_pos_encoding=interpolate_pos_encoding)
+        text = self.read(input_ids, attention_mask, losses)
         scores = text @ image.T * self.scale.exp()
-        return Output(logits_per_image=scores.T, logits_per_text=scores, text_embeds=text, image_embeds=image)
+        return Output(logits_per_image=scores.T, logits_per_text=scores, text_embeds=text, image_embeds=image).with_losses(losses)

@@ -4,7 +4,7 @@ from ..checkpoints.config import Key
 from ..checkpoints.table import Op
 from ..core.slots import parse
 from .conformer import MOVING, NORM, SpeechEncoder
-from .family import SPECIAL, Family, activation_name
+from .family import SPECIAL, Family, activation_name, arguments, inside
 
 heads = Op(lambda ts: [t[:, None] for t in ts], lambda ts: [t[:, 0] for t in ts])
 POSITIONS = {"relative": "xl(layout=interleaved)", "rotary": "rope_before", None: "none"}
@@ -35,18 +35,18 @@ def _before(raw, cls):
 
 
 def _after(raw, cfg):
-    front, ffn, conv, position = (parse(raw.pop(k)) for k in ("_front", "_ffn", "_conv", "_position"))
-    if front[0] != "waves" or conv[2].get("padding") != "kept" or conv[2].get("bias") is not False or ffn[0] != "plain":
-        raise ValueError("this layout reads samples, and its convolutions have no bias")
-    kind = next(k for k, v in POSITIONS.items() if v.partition("(")[0] == position[0])
-    f, c, unread = front[2], conv[2], raw.pop("_unread")
-    if not unread:
-        raise ValueError("this layout holds a convolution of positions")
+    front, ffn, conv, place, unread = (raw.pop(k) for k in ("_front", "_ffn", "_conv", "_position", "_unread"))
+    position, _, rope = parse(place)
+    widths, kernels, strides, norm, act, bias = arguments(front, "widths", "kernels", "strides", "norm", "act", "bias")
+    kernel, conv_bias, padding, conv_dropout = arguments(conv, "kernel", "bias", "padding", "dropout")
+    (dropout,), kinds = arguments(ffn, "dropout"), {v.partition("(")[0]: k for k, v in POSITIONS.items()}
+    if padding != "kept" or conv_bias or parse(ffn)[0] != "plain" or position not in kinds or not unread:
+        raise ValueError(f"this layout has convolutions without bias, one of them of positions, and position {', '.join(kinds)}")
     return raw | {
-        "conv_dim": list(f["widths"]), "conv_kernel": list(f["kernels"]), "conv_stride": list(f["strides"]), "feat_extract_norm": f["norm"],
-        "feat_extract_activation": f["act"], "conv_bias": f["bias"], "hidden_act": ffn[1][0], "activation_dropout": ffn[2]["dropout"],
-        "conv_depthwise_kernel_size": c["kernel"], "conformer_conv_dropout": c["dropout"], "position_embeddings_type": kind,
-        "rotary_embedding_base": int(position[2].get("base", 10000)), "num_feat_extract_layers": len(f["widths"]),
+        "conv_dim": list(widths), "conv_kernel": list(kernels), "conv_stride": list(strides), "feat_extract_norm": norm,
+        "feat_extract_activation": act, "conv_bias": bias, "hidden_act": inside(ffn), "activation_dropout": dropout,
+        "conv_depthwise_kernel_size": kernel, "conformer_conv_dropout": conv_dropout, "position_embeddings_type": kinds[position],
+        "rotary_embedding_base": int(rope.get("base", 10000)), "num_feat_extract_layers": len(widths),
         "num_conv_pos_embeddings": unread[0], "num_conv_pos_embedding_groups": unread[1], "mask_time_prob": 0.05 * unread[2], "mask_feature_prob": 0.0,
     }  # fmt: skip
 

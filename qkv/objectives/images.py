@@ -227,9 +227,10 @@ class Match(Images):
         return Batch(inputs, torch.arange(len(items)), len(items), len(items) * self.sees.grid**2 + int(mask.sum()), whole=True)
 
     def score(self, model, batch):
-        scores = model(**batch.inputs)["logits_per_image"].float()
+        out = model(**batch.inputs)
+        scores = out["logits_per_image"].float()
         value = (F.cross_entropy(scores, batch.labels, reduction="sum") + F.cross_entropy(scores.T, batch.labels, reduction="sum")) / 2
-        return Loss(value, batch.count, {"loss": value.detach()})
+        return Loss(with_auxiliary(value, out, batch.count), batch.count, {"loss": value.detach()})
 
     @torch.inference_mode()
     def predict(self, model, items, device="cpu"):

@@ -18,7 +18,7 @@ from .. import data as data_of
 from .. import models, objectives
 from ..checkpoints import files, runs, table
 from ..data import rng
-from ..evaluation.loss import evaluate
+from ..evaluation.loss import bits_per_byte, evaluate
 from ..evaluation.tasks import judge
 from ..words import nearest
 from . import distributed, folder, machine, optim, recipe
@@ -130,7 +130,8 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
             best.seen(held, model, step)
         else:
             held = evaluate(trained, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
-            held["bits_per_byte"] = bits_per_byte(run, held["loss"])
+            told = not isinstance(run.valid, data_of.Pairs) and run.objective.predicts_all
+            held["bits_per_byte"] = bits_per_byte(held["loss"], run.valid, run.tokenizer) if told else None
         if rank == 0:
             metrics.evaluated(step, held, **more)
             show.evaluated(step, held)
@@ -326,14 +327,6 @@ def valid_batches(run, most, rows):
         batches = itertools.islice(run.objective.held_out(run.valid, rows), most)
     for batch in batches:
         yield batch if world == 1 else batch.share(rank, world)
-
-
-def bits_per_byte(run, loss):
-    """Held-out bits a byte of text, for objectives that predict every token; None for others."""
-    if isinstance(run.valid, data_of.Pairs) or not run.objective.predicts_all:
-        return None
-    shards = run.valid.shards
-    return loss / math.log(2) * len(shards) / max(1, shards.nbytes)
 
 
 class _Stop:

@@ -42,7 +42,8 @@ class Experts(nn.Module):
         if self.training and self.jitter:
             x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
         with torch.autocast(x.device.type, enabled=False):
-            logits_BTE = torch.func.functional_call(self.router, {"weight": self.router.weight.to(wide)}, x)
+            widened = {name: p.to(wide) for name, p in self.router.named_parameters()}
+            logits_BTE = torch.func.functional_call(self.router, widened, x)
             probs_BTE = logits_BTE.softmax(-1)
         gate_BT, which_BT = probs_BTE.max(-1)
         count = len(self.experts)
