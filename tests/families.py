@@ -117,3 +117,50 @@ FAMILIES = [
     Row("bigbird-full", "BigBirdModel", BERT | {"attention_type": "original_full", "use_bias": False, "rescale_embeddings": True}, "encoder", ("hidden", "pooled")),
     Row("fsmt", "FSMTForConditionalGeneration", FAIRSEQ | {"src_vocab_size": 61, "tgt_vocab_size": 53}, "encoder-decoder", ("logits", "encoder_hidden")),
 ]  # fmt: skip
+
+# A small published config of every family, and what single classes need besides: one battery runs over every published class there is.
+SIGHT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16, "patch_size": 4}
+SAYS = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 40, "vocab_size": 60, "max_position_embeddings": 12,
+        "bos_token_id": 57, "eos_token_id": 58, "pad_token_id": 1}  # fmt: skip
+PAST = {"prediction_length": 6, "context_length": 12, "lags_sequence": [1, 2, 4], "num_time_features": 2, "d_model": 32, "encoder_layers": 2,
+        "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 40, "decoder_ffn_dim": 48}  # fmt: skip
+SMALL = {
+    "gpt2": GPT2, "openai-gpt": GPT1, "gpt_neo": NEO, "biogpt": BIO, "llama": LLAMA, "mistral": LLAMA, "bert": BERT, "roberta": BERT, "distilbert": DISTIL,
+    "electra": ELECTRA, "albert": ALBERT, "t5": T5, "switch_transformers": SWITCH, "bart": BART, "marian": BART | {"pad_token_id": 60, "decoder_start_token_id": 60},
+    "gpt3": GPT2 | {"attention_pattern": ["dense", "banded"], "window": 4},
+    "bert4rec": {"n_layers": 2, "n_heads": 4, "hidden_size": 32, "inner_size": 64, "n_items": 60, "max_seq_length": 10},
+    "big_bird": BERT | {"attention_type": "original_full"},
+    "fsmt": FAIRSEQ | {"src_vocab_size": 61, "tgt_vocab_size": 53},
+    "torch-transformer": {"d_model": 32, "nhead": 4, "num_encoder_layers": 2, "num_decoder_layers": 2, "dim_feedforward": 48},
+    "lucidrains-conformer": {"depth": 2, "dim": 32, "dim_head": 8, "heads": 4, "ff_mult": 2, "conv_kernel_size": 5, "max_pos_emb": 4},
+    "torchaudio-conformer": {"input_dim": 32, "num_heads": 4, "ffn_dim": 48, "num_layers": 2, "depthwise_conv_kernel_size": 5},
+    "wav2vec2-conformer": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "conv_dim": [16, 12],
+                           "conv_kernel": [8, 3], "conv_stride": [4, 2], "conv_depthwise_kernel_size": 5, "vocab_size": 20, "num_conv_pos_embeddings": 8,
+                           "num_conv_pos_embedding_groups": 2, "mask_time_prob": 0.0},
+    "whisper": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 48,
+                "decoder_ffn_dim": 40, "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 12, "vocab_size": 61, "pad_token_id": 0,
+                "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3},
+    "linformer-lm": {"num_tokens": 99, "dim": 32, "seq_len": 16, "depth": 2, "k": 5, "heads": 4},
+    "performer-lm": {"num_tokens": 99, "max_seq_len": 32, "dim": 32, "depth": 2, "heads": 4, "dim_head": 8, "nb_features": 16, "causal": True},
+    "onmt-shaw": {"head_count": 4, "model_dim": 32, "max_relative_positions": 3},
+    "vit": SIGHT, "vit_mae": SIGHT | {"decoder_hidden_size": 24, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 40},
+    "clip": {"projection_dim": 20, "vision_config": SIGHT, "text_config": SAYS}, "clip_vision_model": SIGHT | {"projection_dim": 20},
+    "idefics": {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "additional_vocab_size": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cross_layer_interval": 1,
+                "vision_config": {"embed_dim": 24, "image_size": 16, "patch_size": 4, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 40}},
+    "flamingo": {"dim": 32, "dim_visual": 24, "dim_head": 8, "heads": 3, "ff_mult": 2, "depth": 2, "perceiver_depth": 2, "num_latents": 4},
+    "informer": PAST,
+    "informer2020": {"enc_in": 3, "dec_in": 3, "c_out": 2, "seq_len": 16, "label_len": 4, "out_len": 5, "d_model": 32, "n_heads": 4, "e_layers": 2,
+                     "d_layers": 1, "d_ff": 40, "embed": "fixed", "freq": "h"},
+    "tabnet": {"input_dim": 8, "output_dim": 3, "n_d": 6, "n_a": 5, "n_steps": 3, "virtual_batch_size": 20, "cat_idxs": [2, 5], "cat_dims": [4, 6], "cat_emb_dim": [2, 3]},
+    "invase": {"dim": 11, "label_dim": 2, "actor_h_dim": 20, "critic_h_dim": 24, "n_layer": 3, "activation": "relu"},
+    "decision_transformer": {"state_dim": 5, "act_dim": 3, "hidden_size": 32, "n_layer": 2, "n_head": 4, "max_ep_len": 50, "n_positions": 64},
+}  # fmt: skip
+MORE = {"Sequence": {"num_labels": 3}, "Token": {"num_labels": 3}}  # by the word behind "For" in a class's name
+
+
+def small_class(cls, family):
+    """A small published config of a class."""
+    more = next((m for word, m in MORE.items() if f"For{word}" in cls), {})
+    padded = {"pad_token_id": 0} if more and family in ("gpt2", "openai-gpt", "gpt_neo", "llama", "mistral") else {}
+    return SMALL[family] | more | padded
