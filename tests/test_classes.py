@@ -37,8 +37,7 @@ def made(cls, dtype=torch.float64):
 
 def given_to(cls, model):
     """Arguments by their published names."""
-    theirs = {ours: name for name, ours in models.CLASSES[cls].arguments.items()}
-    back = {ours: name for ours, name in theirs.items()}
+    back = {ours: theirs for theirs, ours in models.CLASSES[cls].arguments.items()}
     given = example(model)
     if cls == "IdeficsForVisionText2Text":  # added tokens too
         given["input_ids"][:, 1] = model.config.words.vocab
