@@ -120,43 +120,6 @@ def stack_of(position, pattern, kv):
     return Stack([block(), block()], position=shared).double().eval()
 
 
-SCHEMES = {"none": lambda: None, "rope": lambda: RoPE(C), "partial": lambda: RoPE(C, rotated=4, interleaved=True), "alibi": lambda: ALiBi(H),
-           "t5": lambda: T5Bias(H, 8, 16, causal=True)}  # fmt: skip
-
-
-@pytest.mark.parametrize("fixed", (False, True))
-@pytest.mark.parametrize("kv", (1, 4))
-@pytest.mark.parametrize("pattern", (Causal(), Sliding(4)), ids=("causal", "sliding"))
-@pytest.mark.parametrize("scheme", SCHEMES)
-@torch.no_grad()
-def test_cache_padding_and_packing_equal_the_plain_pass(scheme, pattern, kv, fixed):
-    stack, x = stack_of(SCHEMES[scheme](), pattern, kv), torch.randn(B, T, D, dtype=torch.float64)
-    full = stack(x, Context(tokens(T)))
-    # in pieces, with a cache
-    cache, out = Cache(20 if fixed else 2, fixed), []
-    for a, b in ((0, 5), (5, 6), (6, 7), (7, 12)):
-        out.append(stack(x[:, a:b], Context(tokens(b - a, start=a), cache=cache)))
-    torch.testing.assert_close(torch.cat(out, 1), full, rtol=0, atol=1e-6)
-    # left-padded by 3, in pieces too
-    valid = torch.ones(B, T + 3, dtype=torch.bool)
-    valid[:, :3] = False
-    padded = torch.cat([torch.full((B, 3, D), 7.0, dtype=torch.float64), x], 1)
-    position = torch.arange(T + 3)[None] - 3
-    cache = Cache(20 if fixed else 2, fixed)
-    out = [
-        stack(padded[:, a:b], Context(tokens(b - a, position=position[:, a:b], valid=valid[:, a:b]), cache=cache))
-        for a, b in ((0, 5), (5, 6), (6, 15))
-    ]
-    torch.testing.assert_close(torch.cat(out, 1)[:, 3:], full, rtol=0, atol=1e-6)
-    assert torch.cat(out, 1).isfinite().all()
-    # packed: two documents in one row equal the two alone
-    documents = torch.tensor([[0] * 5 + [1] * 7])
-    position = torch.tensor([[*range(5), *range(7)]])
-    packed = stack(x, Context(tokens(T, position=position, marks={"document": documents})))
-    alone = torch.cat([stack(x[:, :5], Context(tokens(5))), stack(x[:, 5:], Context(tokens(7)))], 1)
-    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-6)
-
-
 @torch.no_grad()
 def test_structure_replaces_the_mask():
     """Causal, unpadded, without documents: no dense mask is made; a pattern's dense mask is made once a pass."""

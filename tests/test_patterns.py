@@ -4,21 +4,22 @@ out pair by pair."""
 import contextlib
 import itertools
 import math
+import re
 
 import pytest
 import torch
 
-from qkv.core import POSITIONS, Attention, Block, Cache, Context, Documents, Sinusoid2D, Stack, build, read_pattern, tokens
+from qkv.core import PATTERNS as KNOWN
+from qkv.core import POSITIONS, ALiBi, Attention, Block, Cache, Context, Documents, Sinusoid2D, Stack, build, read_pattern, tokens
 from qkv.core.efficient import blocks
+from qkv.core.slots import parse
 
 B, T, D, H = 2, 28, 16, 2
 C = D // H
 DRAWN = "random(count=1, size=4, longest=64, seed=3)"
 
 
-def drawn():
-    table = read_pattern(DRAWN).drawn
-    return lambda q, k: bool(table[q // 4, k // 4])
+TABLE = read_pattern(DRAWN).drawn.tolist()
 
 
 PATTERNS = {  # text: may a query at q see a key at k?
@@ -36,10 +37,10 @@ PATTERNS = {  # text: may a query at q see a key at k?
     "window(2) | globals(2)": lambda q, k: abs(q - k) <= 2 or q < 2 or k < 2,
     "causal & (window(2) | globals(2))": lambda q, k: k <= q and (abs(q - k) <= 2 or q < 2 or k < 2),
     "prefix(4)": lambda q, k: k <= q or k < 4,
-    f"window(1) | globals(1) | {DRAWN}": lambda q, k: abs(q - k) <= 1 or q < 1 or k < 1 or drawn()(q, k),
+    f"window(1) | globals(1) | {DRAWN}": lambda q, k: abs(q - k) <= 1 or q < 1 or k < 1 or TABLE[q // 4][k // 4],
 }
 CAUSAL = [p for p, see in PATTERNS.items() if not any(see(q, k) for q in range(T) for k in range(q + 1, T))]
-SCHEMES = ("none", "rope", "rope(rotated=4, interleaved=true)", "rope(scaling=ntk, factor=4)", "rope(scaling=yarn, factor=4, original=16)",
+SCHEMES = ("none", "rope", "rope_before", "rope(rotated=4, interleaved=true)", "rope(scaling=ntk, factor=4)", "rope(scaling=yarn, factor=4, original=16)",
            "rope2d(width=5, skip=1)", "alibi", "t5(buckets=8, far=12)", "shaw(far=3)", "shaw(far=3, values=false)", "xl",
            "xl(layout=interleaved)")  # fmt: skip
 
@@ -103,7 +104,11 @@ def wave(n, interleaved):
 def reference(scheme, stack, position, x, see):
     """x (n, D) of one row, see(t, s): attention pair by pair, positions 0 ... n - 1."""
     layer, n = stack.blocks[0].attn, len(x)
-    q, k, v = layer.q(x).view(n, H, C), layer.k(x).view(n, C), layer.v(x).view(n, C)
+    v, before = layer.v(x).view(n, C), scheme == "rope_before"
+    if before:  # what queries and keys are projected from is turned, a head's width of channels at a time
+        x = torch.stack([torch.cat([turned("rope", position, part, t) for part in row.split(C)]) for t, row in enumerate(x)])
+        scheme = "none"
+    q, k = layer.q(x).view(n, H, C), layer.k(x).view(n, C)
     k = torch.stack([turned(scheme, position, k[s], s) for s in range(n)])
     out = torch.zeros(n, H, C, dtype=torch.float64)
     xl, inter = scheme.startswith("xl"), "interleaved" in scheme
@@ -129,6 +134,27 @@ def reference(scheme, stack, position, x, see):
             more = position.table[max(-3, min(3, s - t)) + 3] if scheme == "shaw(far=3)" else 0
             out[t, h] += a * (v[s] + more)
     return layer.o(out.flatten(1))
+
+
+def test_every_scheme_and_pattern_has_a_row():
+    added = {name for name, scheme in POSITIONS.items() if scheme.site == "embedding"}
+    assert {parse(text)[0] for text in SCHEMES} == set(POSITIONS) - added
+    assert set(re.findall(r"[a-z]+", " ".join(PATTERNS))) >= set(KNOWN) - {"documents"}  # which every row here is joined with
+
+
+@pytest.mark.parametrize("heads", range(1, 40))
+def test_slopes_of_any_number_of_heads(heads):
+    """The paper's: a geometric series from 2 ** (-8 / n) for a power of two, else that of the one below and every other slope of the one above."""
+
+    def series(n):
+        return [2 ** (-8 * (i + 1) / n) for i in range(n)]
+
+    below = 1
+    while 2 * below <= heads:
+        below *= 2
+    wanted = series(below) + series(2 * below)[0::2][: heads - below]
+    bias = ALiBi(heads).bias(None, tokens(5), tokens(5))[0, :, 4, 0]
+    torch.testing.assert_close(bias.double(), torch.tensor([-4 * s for s in wanted]).double(), rtol=1e-6, atol=0)
 
 
 WAYS = ("dense", "blocks", "recomputed")  # one dense mask; blocks of 4; blocks whose scores are worked out again in the backward pass
@@ -201,8 +227,8 @@ def test_a_cache_agrees_with_pairs(scheme, pattern):
     want = reference(scheme, stack, position, x[0], may), reference(scheme, stack, position, x[1, pad:], may)
     place = torch.stack([torch.arange(T), (torch.arange(T) - pad).clamp(min=0)])
     valid = torch.stack([torch.ones(T, dtype=torch.bool), torch.arange(T) >= pad])
-    for rolling, padded in itertools.product((False, True), repeat=2):
-        cache, outs, at = Cache(4, rolling=rolling), [], 0
+    for kind, padded in itertools.product(({}, {"rolling": True}, {"fixed": True}), (False, True)):
+        cache, outs, at, rolling = Cache(T if kind.get("fixed") else 4, **kind), [], 0, kind.get("rolling")
         for count in (7, 1, 1, 4, 1, 1, 1, 6, 1, 1, 1, 3):
             part = slice(at, at + count)
             known = dict(position=place[:, part], valid=valid[:, part]) if padded else {"start": at}
@@ -286,7 +312,7 @@ def test_a_pattern_that_is_asked_too_much_says_so():
                           ("block(true)", "size must be")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             read_pattern(text)
-    short = Attention(D, H, pattern=read_pattern("random(count=1, size=4, longest=8)"))
+    short = Attention(D, H, pattern=read_pattern("window(1) | random(count=1, size=4, longest=8)"))
     with pytest.raises(ValueError, match="position 8 is beyond the 8 of"):
         short(torch.randn(1, 9, D), Context(tokens(9)))
 
