@@ -410,3 +410,38 @@ def test_heads_other_than_language_are_refused():
     assert type(model.head) is not LanguageHead
     with pytest.raises(native.CannotLower, match="the head LastTokenHead"):
         native.lower(model, "fp32", 64)
+
+
+class Around(torch.nn.Module):
+    """What somebody puts around a part; it changes what the part says."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *given, **more):
+        return -1.5 * self.inner(*given, **more)
+
+
+def parts_of(name):
+    return [n for n, m in made(name).named_modules() if n and type(m).forward is not torch.nn.Module.forward]
+
+
+@pytest.mark.parametrize("part", parts_of("llama"))
+def test_every_part_that_is_replaced_takes_the_plain_path(part):
+    model = made("llama")
+    parent, _, leaf = part.rpartition(".")
+    model.get_submodule(parent).register_module(leaf, Around(model.get_submodule(part)))
+    with pytest.raises(native.CannotLower, match="is not what this model was built of"):
+        native.lower(model, "fp32", 64)
+    assert native.lower_if(model, "fp32", 64) is None
+
+
+def test_an_engine_answers_with_the_part_that_was_put_in():
+    model = made("gpt")
+    before = Engine(model, rows=1).generate([[3, 4]], most=6, end=-1)
+    attention = next(m for m in model.modules() if hasattr(m, "k_norm"))
+    attention.k_norm = Around(torch.nn.LayerNorm(attention.head_dim))
+    model.embed.token = Around(model.embed.token)
+    found = Engine(model, rows=1).generate([[3, 4]], most=6, end=-1)
+    assert found == generate(model, [[3, 4]], most=6, end=-1) != before

@@ -345,6 +345,23 @@ def test_a_table_is_no_tagging_file(tmp_path):
         examples.conll(write(tmp_path / "x.csv", "word,tag\nEU,B-x\n"))
 
 
+@pytest.mark.parametrize(
+    "remark", ["B-cell", "O", "about B-cells", "doc I-5", "E-mail corpus", "S-1", "c2 with B-X", "written by O, in B-flat"]
+)
+@pytest.mark.parametrize("rows", ["John\tB-PER\nruns\tO\n", "1\tJohn\tB-PER\tO\n2\truns\tO\tO\n", "John NN B-PER\nruns VB O\n"])
+def test_a_remark_is_no_word_whatever_it_says(remark, rows, tmp_path):
+    tagged = 3 if rows.count("\t") == 6 else None
+    path = write(tmp_path / "a.conll", f"# {remark}\n{rows}\n# {remark}\n{rows}\n")
+    for e in examples.conll(path, label=tagged):
+        assert e.text == ["John", "runs"] and e.label == ["B-PER", "O"]
+
+
+def test_a_remark_of_two_words_is_none_where_its_second_is_a_tag_of_the_file(tmp_path):
+    """Without tabs nothing else tells the sign # from the beginning of a remark."""
+    path = write(tmp_path / "a.conll", "# O\n1 O\nBayern B-ORG\n\n# B-cell\nBayern B-ORG\n")
+    assert [e.text for e in examples.conll(path)] == [["#", "1", "Bayern"], ["Bayern"]]
+
+
 # --- what was read is shown --------------------------------------------------------------------------------
 def test_every_task_shows_an_example_as_it_was_read(tmp_path):
     def shown(name, source, **keys):

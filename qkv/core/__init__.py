@@ -14,7 +14,7 @@ from .masks import Causal, Documents, Full, Pattern, Prefix, See, Sliding, Token
 from .patterns import PATTERNS, read_pattern
 from .positions import POSITIONS, XL, ALiBi, Learned, NoPosition, Position, RoPE, RoPE2D, Shaw, Sinusoid, Sinusoid2D, T5Bias
 from .slots import build, nearest
-from .watch import plain, watched
+from .watch import made_of, plain, transformed, watched
 
 KERNELS = EXACT | efficient.KERNELS
 FEED_FORWARDS = layers.FEED_FORWARDS | efficient.FEED_FORWARDS
@@ -61,9 +61,11 @@ __all__ = [
     "T5Bias",
     "Tokens",
     "build",
+    "made_of",
     "nearest",
     "plain",
     "read_pattern",
     "tokens",
+    "transformed",
     "watched",
 ]  # fmt: skip

@@ -96,7 +96,7 @@ class Attention(nn.Module):
             q = self.position.query(self.position.rotate(self.q_norm(self.split(q)), ctx.queries))
             k = self.position.rotate(self.k_norm(self.split(k)), ctx.queries)
             v = self.split(v)
-            if ctx.cache is not None and ctx.cache.rolling and hasattr(self.kernel, "step"):
+            if ctx.cache is not None and ctx.cache.rolling and hasattr(self.kernel, "step") and not watched(self.kernel):
                 out = self.kernel.step(q, k, v, ctx.see(self.pattern, new=True), self, ctx.cache.states)
             else:
                 if ctx.cache is not None:

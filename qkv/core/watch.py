@@ -1,5 +1,6 @@
 """Is somebody looking? A fast path may leave out the call of a module only where nothing would notice."""
 
+import torch
 from torch import nn
 from torch.nn.modules import module as hooks_of_all
 
@@ -23,3 +24,13 @@ def watched(module: nn.Module) -> bool:
 def plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
     """Is the module of exactly this kind, and unwatched, so that its formula may be worked out without calling it?"""
     return type(module) is kind and not watched(module)
+
+
+def made_of(module: nn.Module) -> dict[str, type]:
+    """The classes of a module and of all its parts, by name: where they are not those that it was built of, somebody replaced one."""
+    return {name: type(part) for name, part in module.named_modules()}
+
+
+def transformed() -> bool:
+    """Does a transform of torch.func trace? Its tensors have no numbers to look at, and it takes no gradients worked out by hand."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

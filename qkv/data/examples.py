@@ -392,8 +392,11 @@ def conll(
 def _blocks(path: Path, errors: str) -> list[list[Line]]:
     """The lines of each sentence, all of one width, without comments."""
     blocks: list[list[Line]] = [[]]
-    for number, text in enumerate(_lines(read_text(path, errors)), 1):
-        cells = [c.strip() for c in text.split("\t")] if "\t" in text else [c for c in text.split(" ") if c]
+    lines = _lines(read_text(path, errors))
+    tabs = any("\t" in text for text in lines)
+    for number, text in enumerate(lines, 1):
+        whole = "\t" in text or (tabs and text.startswith("#"))  # among rows with tabs, a remark without one is of one cell
+        cells = [c.strip() for c in text.split("\t")] if whole else [c for c in text.split(" ") if c]
         if not text.strip() or "-DOCSTART-" in cells:
             blocks.append([])
         else:
@@ -402,7 +405,13 @@ def _blocks(path: Path, errors: str) -> list[list[Line]]:
     rows = [line for block in blocks for line in itertools.dropwhile(remark, block)]
     widths = collections.Counter(len(line.cells) for line in rows or itertools.chain(*blocks))
     width = max(widths, key=lambda w: (widths[w], w), default=0)
-    row = lambda line: len(line.cells) == width and any(map(TAG.fullmatch, line.cells[1:]))
+    plain = [line.cells for line in rows if not remark(line) and len(line.cells) == width]
+    tagged = [
+        c for c in range(1, width) if plain and all(TAG.fullmatch(cells[c]) for cells in plain[1:] or plain)
+    ]  # the first may be a header
+    tags = {c: {cells[c] for cells in plain} for c in tagged}
+    told = lambda line: "\t" in line.text if tabs else tags and all(line.cells[c] in seen for c, seen in tags.items())
+    row = lambda line: len(line.cells) == width and told(line)
     comment = lambda line: remark(line) and not row(line)
     blocks = [kept for block in blocks if (kept := list(itertools.dropwhile(comment, block)))]
     for line in itertools.chain(*blocks):

@@ -236,8 +236,7 @@ def adapt(model, **fields):
     another head, begins anew. Learned positions are stretched to a greater length."""
     from ..checkpoints import table
 
-    family = CLASSES[model.published].name if model.published else None
-    new = build(replace(model.config, **fields), family=family).to(next(model.parameters()).dtype)
+    new = build(replace(model.config, **fields), family=model.family).to(next(model.parameters()).dtype)
     mine, theirs = table.parameters(new)[0], table.parameters(model)[0]
     with torch.no_grad():
         for name, value in mine.items():
@@ -254,6 +253,7 @@ def build(cfg, published=None, family=None):
     """A model of a config. published: the class in whose layout it is saved; without it that of `family` (a name) which says the config, or
     where it is of no family, or its own cannot say it, of the one that can; where several can or none, it is saved in our own layout."""
     model = cfg.build()
+    model.family = CLASSES[published].name if published else family
     model.published = published or published_class(cfg, family)
     model.origin = None
     spoken = CLASSES.get(model.published)

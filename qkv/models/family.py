@@ -78,21 +78,25 @@ class Family:
     presets: dict = field(default_factory=dict)
 
     def read(self, raw, cls, where="config.json"):
-        """A published config as ours."""
+        """A published config as ours. Raises ValueError for one that is not built, whatever is wrong with it."""
         try:
-            raw = self.before(dict(raw), cls)
-            fields = keys_of.read(raw, self.keys, neutral=self.neutral, fixed=self.fixed, where=where)
-            named = raw.get("id2label") or {}
-            labels = raw.get("num_labels") or len(named) or 2
-            names = tuple(str(named[k]) for k in sorted(named, key=int)) if len(named) == labels else None
-            names = None if names == tuple(f"LABEL_{i}" for i in range(labels)) else names
-            return self.make(cls, **(fields | {"labels": labels, "label_names": names}))
+            return self.parsed(raw, cls, where)
         except (ValueError, TypeError, AttributeError, KeyError) as e:
             if str(e).startswith(where):
                 raise
             ours = str(e).split("=")[0]
             theirs = next((k.theirs for k in self.keys if k.ours == ours and not k.theirs.startswith("_")), None)
             raise ValueError(f"{where}: {e}" + (f" ({ours} is its key '{theirs}')" if theirs else "")) from None
+
+    def parsed(self, raw, cls, where="config.json"):
+        """What `read` reads; a fault in the family's own code shows as it is."""
+        raw = self.before(dict(raw), cls)
+        fields = keys_of.read(raw, self.keys, neutral=self.neutral, fixed=self.fixed, where=where)
+        named = raw.get("id2label") or {}
+        labels = raw.get("num_labels") or len(named) or 2
+        names = tuple(str(named[k]) for k in sorted(named, key=int)) if len(named) == labels else None
+        names = None if names == tuple(f"LABEL_{i}" for i in range(labels)) else names
+        return self.make(cls, **(fields | {"labels": labels, "label_names": names}))
 
     def kinds(self, cls):
         """The configs of ours that a published class may be of."""
@@ -118,7 +122,7 @@ class Family:
                 names = cfg.label_names or tuple(f"LABEL_{i}" for i in range(cfg.labels))
                 raw["id2label"], raw["label2id"] = {str(i): n for i, n in enumerate(names)}, {n: i for i, n in enumerate(names)}
             raw = self.after(raw, cfg) | {"architectures": [cls], "model_type": self.name}
-            same = self.read(raw, cls)
+            same = self.parsed(raw, cls)
         except ValueError as e:
             raise Unsayable(f"{self.name}: {e}") from e
         if type(same) is not type(cfg):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import POSITIONS, Context, FeedForward, GatedFeedForward, Softmax, Stack, build, tokens, watched
+from ..core import POSITIONS, Context, FeedForward, GatedFeedForward, Softmax, Stack, build, made_of, tokens, watched
 from ..core.layers import Dropout
 from .shape import Output, Shape, initialise, make_blocks, make_norm, one_of
 
@@ -145,6 +145,7 @@ class ImageEncoderModel(Stack):
             self.head = nn.Linear(cfg.dim, cfg.labels)
         elif cfg.output == "projection":
             self.head = nn.Linear(cfg.dim, cfg.projection, bias=False)
+        self.built = made_of(self.blocks[self.order[-1]])
 
     def check(self, pixels, stretch):
         cfg = self.config
@@ -163,7 +164,12 @@ class ImageEncoderModel(Stack):
     def narrow(self):
         """Can the last block do with the class token alone? Not where somebody looks at what it says of the others."""
         last = self.blocks[self.order[-1]]
-        if self.config.order == "parallel" or self.shared is not None or type(last.attn.f.kernel) is not Softmax:
+        if (
+            made_of(last) != self.built
+            or self.config.order == "parallel"
+            or self.shared is not None
+            or type(last.attn.f.kernel) is not Softmax
+        ):
             return False
         alone = type(last.ffn.f) in (FeedForward, GatedFeedForward)  # what it says of a token goes by that token
         return alone and self.config.pooling == "first" and self.config.output != "hidden" and not any(map(watched, last.modules()))

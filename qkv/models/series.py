@@ -290,7 +290,7 @@ class Calendar(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        self.names = MARKS[: cfg.marks]
+        self.names, self.fixed = MARKS[: cfg.marks], cfg.embed == "fixed"
         if cfg.embed == "linear":
             self.project = nn.Linear(cfg.marks, cfg.dim, bias=False)
             return
@@ -306,7 +306,8 @@ class Calendar(nn.Module):
             low, high = (int(f(numbers[..., i])) for f in (torch.min, torch.max))
             if low < 0 or high >= CALENDAR[name]:
                 raise ValueError(f"a mark of {name} is {low if low < 0 else high}; it must be from 0 to {CALENDAR[name] - 1}")
-        return sum(torch.nn.functional.embedding(numbers[..., i], getattr(self, name).weight) for i, name in enumerate(self.names))
+        tables = [getattr(self, name) for name in self.names]
+        return sum((table.embed if self.fixed else table)(numbers[..., i]) for i, table in enumerate(tables))
 
 
 class Stem(nn.Module):

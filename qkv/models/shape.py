@@ -28,6 +28,7 @@ from ..core import (
     build,
     read_pattern,
     tokens,
+    transformed,
 )
 from ..core.slots import parse
 from ..words import nearest
@@ -255,7 +256,7 @@ def make_blocks(cfg, *, layers, pattern, heads, hidden, cross=False, position=No
 
 def eager():
     """Do tensors have numbers that can be looked at? Not while torch.compile or a transform of torch.func traces."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+    return not torch.compiler.is_compiling() and not transformed()
 
 
 def locate(cfg, ids, x, mask, position_ids, cache=None, documents=None, prefix=None, vocab=0, packed=False):

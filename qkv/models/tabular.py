@@ -23,36 +23,44 @@ def support(x, dim=-1):
 class Sparsemax(torch.autograd.Function):
     """The nearest point of the simplex, with zeros (Martins and Astudillo, 2016)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x):
+    def forward(x):
         x = x - x.amax(-1, keepdim=True)
         s, rank = support(x)
         total = s.cumsum(-1) - 1
         size = (rank * s > total).sum(-1, keepdim=True)
-        y = (x - total.gather(-1, size - 1) / size).clamp(min=0)
-        ctx.save_for_backward(y, size)
-        return y
+        return (x - total.gather(-1, size - 1) / size).clamp(min=0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx, g):
-        y, size = ctx.saved_tensors
+        (y,) = ctx.saved_tensors
         g = g.masked_fill(y == 0, 0)
-        return torch.where(y > 0, g - g.sum(-1, keepdim=True) / size, 0)
+        return torch.where(y > 0, g - g.sum(-1, keepdim=True) / (y > 0).sum(-1, keepdim=True), 0)
 
 
 class Entmax(torch.autograd.Function):
     """Between softmax and sparsemax, alpha 1.5 (Peters et al., 2019, section 4.2)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x):
+    def forward(x):
         x = (x - x.amax(-1, keepdim=True)) / 2
         s, rank = support(x)
         mean, square = s.cumsum(-1) / rank, s.square().cumsum(-1) / rank
         tau = mean - ((1 - rank * (square - mean.square())) / rank).clamp(min=0).sqrt()
         size = (tau <= s).sum(-1, keepdim=True)
-        y = (x - tau.gather(-1, size - 1)).clamp(min=0).square()
-        ctx.save_for_backward(y)
-        return y
+        return (x - tau.gather(-1, size - 1)).clamp(min=0).square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx, g):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..core import Attention, Causal, FeedForward, Full, GatedFeedForward, Parallel, Residual, Sliding, Softmax, watched
+from ..core import Attention, Causal, FeedForward, Full, GatedFeedForward, Parallel, Residual, Sliding, Softmax, made_of, watched
 from ..core.layers import ACTIVATIONS, LayerNorm, RMSNorm
 from ..core.positions import ALiBi, NoPosition, RoPE, T5Bias
 from ..models.heads import LanguageHead
@@ -368,6 +368,10 @@ def lower(model, packing, reach, threads=None, short=False):
     lib = library.short() if short else library.load()
     if any(map(watched, model.modules())):
         raise CannotLower("a hook on a module, or a forward of its own")
+    with torch.device("meta"):
+        built, found = made_of(model.config.build()), made_of(model)
+    if changed := sorted(n for n in built.keys() | found.keys() if built.get(n) is not found.get(n)):
+        raise CannotLower(f"{changed[0]} is not what this model was built of")
     with torch.no_grad():
         return _lower(model, packing, reach, lib, library.Team(threads or torch.get_num_threads(), lib))
 

@@ -66,7 +66,8 @@ def assemble(r, weights=None, before=None):
         )
     task = objectives.task_of(t.task) if t.task else None
     corpus = labelled(d, task, t.seed) if task else data_of.open_corpus(d)
-    corpus.notes.insert(0, f"first training example, as it was read: {task.described(corpus.train[0]) if task else corpus.first()}")
+    shown = corpus.first() if task is None else task.described(next((e for e in corpus.train if e.label is not None), corpus.train[0]))
+    corpus.notes.insert(0, f"first training example, as it was read: {shown}")
     carried = lambda cfg: {} if task is None else carries(task, cfg, corpus, asked)  # fields that the task asks of a model
     parts, family = models.parts_of(cfg) if weights is None else (), models.presets()[r.model["preset"]][0]
     begun = weights or (folder.weights(t.init) if t.init and not parts else None)
@@ -88,7 +89,7 @@ def assemble(r, weights=None, before=None):
             inner = getattr(model, "encoder", None)
             if type(getattr(inner, "config", None)) is type(cfg):
                 model = inner  # of an autoencoder
-                model.published = models.published_class(model.config, family)
+                model.family, model.published = family, models.published_class(model.config, family)
             if type(cfg) is not type(model.config):
                 raise recipe.RecipeError(
                     f"train.init={t.init} is of the topology {type(model.config).__name__}; the preset {r.model['preset']} is of {type(cfg).__name__}"

@@ -126,8 +126,10 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
         nonlocal held_at
         held_at = step
         if best.metric:
-            held, _ = judge(model, run.objective, run.valid.pairs, run.tokenizer, device, autocast)
+            items = run.valid.pairs
+            held, _ = judge(model, run.objective, items, run.tokenizer, device, autocast)
             best.seen(held, model, step)
+            held["scored"] = sum(i["wanted"] is not None for i in items)
         else:
             held = evaluate(trained, run.objective, valid_batches(run, t.eval_batches, t.batch), device, autocast, distributed.total)
             told = not isinstance(run.valid, data_of.Pairs) and run.objective.predicts_all
@@ -218,6 +220,7 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
         save(again=True)
     if not interrupted:
         if best.since and best.step:  # the weights are not those of the last evaluation any more
+            show.note(f"the weights of step {best.step} are the best by {best.metric}: they are put back, and kept")
             held = check(restored=best.step)
         elif held_at != step:
             held = check()

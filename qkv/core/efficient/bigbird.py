@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..masks import Documents, Full
+from ..watch import transformed
 from . import blocks
 
 
@@ -71,7 +72,7 @@ class BigBird(nn.Module):
                 for row, seen, on in zip(rows.tolist(), (inner_blocks + b * N).tolist(), there.tolist()):
                     seen = [n for n, used in zip(seen, on) if used]
                     steps.append((row + b * N, blocks.runs(seen), lambda seen=seen: hidden[seen].flatten()))
-        if p or blocks.narrow(q):
+        if p or blocks.narrow(q) or transformed():
             out = torch.stack([blocks.gathered(q, k, v, row, seen, mask(), p) for row, seen, mask in sorted(steps, key=lambda s: s[0])])
         else:
             out = blocks.Gathered.apply(q, k, v, steps, q.shape[-1] ** -0.5)

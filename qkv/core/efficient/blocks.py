@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers import dropout
 from ..masks import Blocks, See, Tokens
+from ..watch import transformed
 
 SIZE = 128  # tokens a block
 SHARE = 0.5  # of all pairs, above which one dense mask is as fast
@@ -176,7 +177,7 @@ def grouped(touch_BNM):
 def plan(see, heads, costly):
     """The Plan of a See, made once a pass; None where blocks would not pay. costly: a mask or bias is needed in any case."""
     T, S = see.queries.position.shape[1], see.keys.position.shape[1]
-    if T < 4 * SIZE or torch.compiler.is_compiling() or (not costly and (see.all or see.triangle)):
+    if T < 4 * SIZE or torch.compiler.is_compiling() or transformed() or (not costly and (see.all or see.triangle)):
         return None
     if "plan" not in see.memo:
         see.memo["plan"] = Plan(see, SIZE)
