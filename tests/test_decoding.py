@@ -21,8 +21,9 @@ from qkv.data.tokenizer import train
 from qkv.generation import Draft, Engine, NGram, Sampling, beam_search, complete, engine, finish, generate, slide, steps, stream
 from qkv.generation.decoding import Decoding
 from qkv.generation.engine import ModelRows
+from qkv.generation.text import encode
 
-EXAMPLES = settings(max_examples=40, deadline=None)
+EXAMPLES = settings(max_examples=30, deadline=None)
 SEEDS = st.integers(0, 10**6)
 
 
@@ -52,7 +53,7 @@ class Table(torch.nn.Module):
         """Scores of what follows a text, a tuple of ids."""
         if text not in self.known:
             if self.say is not None:
-                self.known[text] = torch.as_tensor(self.say(text), dtype=torch.float64)
+                self.known[text] = torch.as_tensor(self.say(text) if text else [0.0] * self.config.vocab, dtype=torch.float64)
             else:
                 draw = torch.Generator().manual_seed(hash((self.seed, text)) % 2**60)
                 self.known[text] = self.sharp * torch.randn(self.config.vocab, generator=draw, dtype=torch.float64)
@@ -166,7 +167,7 @@ def test_every_position_has_a_row_here():
     assert set(PLACES) == set(POSITIONS)
 
 
-@pytest.mark.parametrize("more", ["causal", "sliding(3)", ["causal", "sliding(2)"]], ids=str)
+@pytest.mark.parametrize("more", ["causal", ["sliding(3)", "causal"]], ids=str)
 @pytest.mark.parametrize("position", [p for p in PLACES.values() if p])
 def test_positions_and_windows_write_as_the_plain_forward_does(position, more):
     """A padded batch, its cache and an engine that reuses and guesses, for every position that a text has."""
@@ -216,6 +217,24 @@ def test_steps_tell_none_for_a_row_that_has_ended():
     """Row by row: a chosen token, then None for good."""
     say = lambda text: [5.0 if i == (0 if len(text) >= (3 if text[0] == 1 else 5) else 2) else 0.0 for i in range(4)]
     assert list(steps(Table(say, vocab=4), [[1], [3]], most=9)) == [[2, 2], [2, 2], [None, 2], [None, 2], [None, None]]
+
+
+def test_no_pass_is_made_for_a_token_that_nobody_wants():
+    """A pass for each token: none behind the last of `most`, behind the end, or behind the last position."""
+    for most, end, limit, passes in ((4, (), None, 4), (9, (0,), None, 3), (9, (), 5, 4)):
+        for cached in (True, False):
+            model = Table(lambda text: [5.0 if i == (0 if len(text) == 4 else 2) else 0.0 for i in range(4)], vocab=4, limit=limit)
+            generate(model, [[1, 1]], most=most, end=end, cached=cached)
+            assert len(model.calls) == passes
+
+
+def test_what_is_beyond_a_full_context_is_asked_of_open_rows_alone():
+    """With the row's ids and the positions there are; a row that has ended is not asked, and not read again."""
+    say = lambda text: [5.0 if i == (0 if text[0] == 3 and len(text) == 5 else 2) else 0.0 for i in range(4)]
+    model, asked = Table(say, vocab=4, limit=5), []
+    beyond = lambda ids, context: asked.append((list(ids), context)) or slide(ids, context)
+    assert generate(model, [[1, 1], [3, 3]], most=9, beyond=beyond) == [[2] * 9, [2, 2, 2]]
+    assert asked == [([1, 1, 2, 2, 2, 2], 5), ([2] * 6, 5)]
 
 
 @EXAMPLES
@@ -604,6 +623,11 @@ def test_rows_copy_a_beginning_from_each_other_and_keep_their_own():
     second = served.submit([1, 2, 3, 1], most=8, end=())
     assert second.result() == greedy(model, [1, 2, 3, 1], 8) and first.result() == greedy(model, [1, 2, 3, 4], 8)
     assert served.counts["reused"] == 3
+    whole, branch = served.submit([4, 1, 4], most=8, end=()), [4, 1, 4, 0]
+    served.step()
+    assert len(whole.tokens) == 1  # all that has been read of it is copied, and both go on from there
+    assert served.submit(branch, most=8, end=()).result() == greedy(model, branch, 8) and served.counts["reused"] == 6
+    assert whole.result() == greedy(model, [4, 1, 4], 8)
     served.submit([4, 4], most=1, end=()).result()  # in the row used least lately
     assert served.submit([1, 2, 3, 1, 1], most=3, end=()).result() == greedy(model, [1, 2, 3, 1, 1], 3)
 
@@ -657,19 +681,20 @@ def test_a_wrong_guess_is_taken_back(seed, wrong, count, most, sampling):
     """Guesses that are right, partly right and wrong: the same tokens, every pass begins behind what was truly written, and as many
     guesses are accepted as stand before the first wrong one."""
     model, prompt = Table(seed=seed, eos=None), [1, 2]
-    (want,) = generate(model, [prompt], sampling, most=most)
-    text, guesser = [*prompt, *want], Told({(1, 2): want}, wrong, count)
+    (known,) = generate(model, [prompt], sampling, most=most + 9)
+    want, guesser = known[:most], Told({(1, 2): known}, wrong, count)
+    text = [*prompt, *want]
     model.calls.clear()
     served = Engine(model, rows=1, guesser=guesser)
     request = served.submit(prompt, sampling, most=most)
-    written, accepted, passes = 1, 0, 1  # by hand: the pass of the prompt writes one token
+    written, guessed, accepted, passes = 1, 0, 0, 1  # by hand: the pass of the prompt writes one token
     while written < most:
         ahead = range(len(prompt) + written, len(prompt) + min(most - 1, written + count))  # the last token is not guessed
         right = len(list(itertools.takewhile(lambda i: i not in wrong, ahead)))
-        written, accepted, passes = written + right + 1, accepted + right, passes + 1
+        written, guessed, accepted, passes = written + right + 1, guessed + len(ahead), accepted + right, passes + 1
     assert request.result() == want and request.reason == "length"
     assert served.counts["accepted"] == accepted and served.counts["passes"] == passes == len(model.calls)
-    assert served.counts["guessed"] == guesser.asked and served.counts["written"] == most
+    assert served.counts["guessed"] == guesser.asked == guessed and served.counts["written"] == most
     seen = read_of(model)
     for (start, ids), shown in zip(model.calls[1:], seen[1:]):
         assert shown[: start + 1] == text[: start + 1] and len(ids) <= 1 + count
@@ -730,7 +755,8 @@ def test_pairs_are_served_as_if_each_were_alone(guess):
     served = Engine(model, rows=2, guesser=guesser)
     prompts = [[5, 6, 7], [5, 6], [8, 9, 10, 11, 12], [5, 6, 7], [4]]
     assert served.generate(prompts, most=9, end=()) == [greedy(model, p, 9) for p in prompts]
-    assert served.counts["reused"] == 0 and (not guess or served.counts["accepted"] > 5)
+    assert served.counts["reused"] == 0
+    assert served.counts["accepted"] == served.counts["guessed"] and (served.counts["guessed"] > 20 or not guess)
 
 
 def test_a_cancelled_request_leaves_the_others_and_its_row():
@@ -809,7 +835,7 @@ class Pieces:
     eos = 0
 
     def prompt(self, text):
-        return [{p: i for i, p in enumerate(self.known)}[text.encode()]]
+        return [self.known.index(c.encode()) for c in text]
 
     def decode(self, ids, special=False):
         return b"".join(self.known[i] for i in ids).decode(errors="replace")
@@ -834,7 +860,7 @@ WRITTEN = st.lists(st.integers(1, len(Pieces.known) - 1), max_size=14)
 STOPS = st.lists(st.text("abc ", min_size=1, max_size=4), max_size=3)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(WRITTEN, STOPS, st.integers(1, 16))
 def test_a_stream_is_the_text_up_to_the_first_stop_as_early_as_it_is_certain(ids, stops, most):
     """Stops across the borders of tokens; nothing told is taken back; half a character, and what may become a stop, waits, nothing else."""
@@ -882,22 +908,35 @@ def test_texts_of_a_batch_are_completed_as_each_alone(texts, stops):
 
 
 @EXAMPLES
-@given(SEEDS, SAMPLINGS, st.integers(1, 30), st.integers(1, 4), st.sampled_from((finish, slide)))
-def test_a_stream_with_guesses_is_the_stream_without(seed, sampling, most, guess, beyond):
+@given(SEEDS, st.text("abc", min_size=1, max_size=9), SAMPLINGS, st.integers(1, 30), st.integers(1, 4), st.sampled_from((finish, slide)))
+def test_a_stream_with_guesses_is_the_stream_without(seed, prompt, sampling, most, guess, beyond):
     """Also where the text slides on behind its context. There a seed begins anew, so it is greedy."""
     assume(beyond is finish or sampling.temperature == 0)
     model, tokenizer = Table(seed=seed, vocab=len(Pieces.known), limit=9, eos=0, sharp=3.0), Pieces()
-    plain = list(stream(model, tokenizer, "a", sampling, most=most, beyond=beyond))
-    assert "".join(stream(model, tokenizer, "a", sampling, most=most, guess=guess, beyond=beyond)) == "".join(plain)
+    plain = list(stream(model, tokenizer, prompt, sampling, most=most, beyond=beyond))
+    assert "".join(stream(model, tokenizer, prompt, sampling, most=most, guess=guess, beyond=beyond)) == "".join(plain)
+
+
+def test_a_completion_searches_with_the_beams_and_the_penalty_that_it_is_given():
+    model, tokenizer = Table(seed=2, vocab=len(Pieces.known)), Pieces()
+    found = []
+    for beams, penalty, most in ((1, 1.0, 8), (3, 2.0, 8), (3, -2.0, 8), (3, 2.0, 5)):
+        found.append(complete(model, tokenizer, ["a", "b"], most=most, beams=beams, penalty=penalty))
+        want = [textbook(model, [first], beams, most, penalty, {0})[1] for first in (1, 2)]
+        assert found[-1] == [tokenizer.decode(ids) for ids in want]
+    assert len(set(map(tuple, found))) == 4
 
 
 def test_real_tokenizers_stream_what_they_complete():
-    """Merged bytes, words with their spaces, pieces of words: the joined stream is the completion."""
+    """Merged bytes, words with their spaces, pieces of words: the joined stream is the completion, and the prompt goes on with it."""
     text = "the cat sat on the mat, h\u00e9h\u00e9 \U0001f600 stop here " * 20
     for kind, size in (("bpe", 280), ("unigram", 60), ("char", 60), ("wordpiece", 60)):
         tokenizer = train(kind, [text], size)
         model, sampling = decoder(vocab=len(tokenizer), eos=tokenizer.eos), Sampling(temperature=1.5, seed=1)
         (whole,) = complete(model, tokenizer, ["the cat"], sampling, most=25)
         assert "".join(stream(model, tokenizer, "the cat", sampling, most=25)) == whole and len(whole) > 5
+        before = encode(model, tokenizer, "the cat")
+        (written,) = generate(model, [before], sampling, most=25)
+        assert tokenizer.decode(before) + whole == tokenizer.decode([*before, *written])
         stop = whole[len(whole) // 2 :][:2]
         assert "".join(stream(model, tokenizer, "the cat", sampling, most=25, stop=(stop,))) == cut(whole, (stop,))
