@@ -9,7 +9,7 @@ TORCH  := torch>=2.11,<2.14
 # Not quiet: a first installation takes minutes, and says what it fetches and how far it is.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on
 
-.PHONY: run test test-slow test-all lint bench clean
+.PHONY: run test test-slow test-all lint mutants bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/qkv train
@@ -29,12 +29,20 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix qkv tests benchmarks
 	$(BIN)/ruff format qkv tests benchmarks
 
+# Are tests able to fail? Of the functions in the files changed since BASE, or in WHOLE packages, SAMPLE mutants each; survivors are listed.
+BASE   ?= HEAD~1
+WHOLE  ?=
+SAMPLE ?= 40
+mutants: $(VENV)/.installed-dev
+	$(PIP) -q -e '.[mutants]' '$(TORCH)'
+	$(BIN)/python benchmarks/mutants.py --base $(BASE) --sample $(SAMPLE) $(WHOLE)
+
 bench: $(VENV)/.installed-dev
 	$(PIP) -e '.[bench]' '$(TORCH)'
 	for b in train decode encode beam time_to_loss; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) mutants build *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # A CPU build of torch where the index has one; a CUDA build only where there is a GPU to use it.
 $(VENV)/.torch:

@@ -940,3 +940,52 @@ def test_real_tokenizers_stream_what_they_complete():
         assert tokenizer.decode(before) + whole == tokenizer.decode([*before, *written])
         stop = whole[len(whole) // 2 :][:2]
         assert "".join(stream(model, tokenizer, "the cat", sampling, most=25, stop=(stop,))) == cut(whole, (stop,))
+
+
+@EXAMPLES
+@given(SEEDS, PROMPTS, st.integers(1, 3), st.sampled_from(PENALTIES), st.sampled_from(((0, 2), (4, 1, 3), (0, 1, 2, 3))))
+def test_several_ends_leave_the_beams_that_do_not_end(seed, prompts, width, penalty, end):
+    model = Table(seed=seed)
+    want = [textbook(model, p, width, 6, penalty, end) for p in prompts]
+    found, scores = beam_search(model, prompts, width, most=6, penalty=penalty, end=end)
+    assert found == [ids for _, ids, _ in want] and scores == close([score for score, *_ in want])
+
+
+def test_every_token_ends_and_nothing_is_asked_for():
+    assert beam_search(Table(vocab=3), [[1]], 2, most=4, end=(0, 1, 2))[0] == [[]]
+    assert beam_search(Table(), [[1]], 2, most=0)[0] == [[]] == generate(Table(), [[1]], most=0)
+
+
+def test_a_stop_string_whose_character_is_split_over_tokens_is_not_told_in_part():
+    model = script([1, 2, 6, 7, 1])
+    assert complete(model, Pieces(), ["a"], stop=("b\u00e9",)) == [""]
+    assert "".join(stream(model, Pieces(), "a", stop=("b\u00e9",))) == ""
+
+
+def test_a_recurrent_model_drafts_nothing():
+    with pytest.raises(ValueError, match="draft: a recurrent network"):
+        Engine(decoder(), rows=1, guesser=Draft(shaken("gru-nano", eos=2)))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the failing one first", "the other first"])
+def test_a_request_whose_scores_are_no_numbers_fails_alone(first):
+    model = Table(seed=1)
+    served = Engine(model, rows=2)
+    model.known[(1,)] = torch.full((5,), math.nan, dtype=torch.float64)
+    ask = [lambda: served.submit([1], Sampling(temperature=1.0), most=4, end=()), lambda: served.submit([2], most=4, end=())]
+    asked = {i: ask[i]() for i in ((0, 1) if first else (1, 0))}
+    with pytest.raises(RuntimeError):
+        asked[0].result()
+    assert asked[1].result() == greedy(model, [2], 4)
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-50, 1e-10])
+def test_a_temperature_near_0_is_greedy(temperature):
+    assert generate(Table(seed=1), [[1]], Sampling(temperature=temperature), most=5, end=()) == [greedy(Table(seed=1), [1], 5)]

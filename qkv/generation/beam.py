@@ -10,7 +10,8 @@ from .sampling import ends
 def beam_search(model, prompts, beams=4, *, most=100, penalty=1.0, end=None, cached=True):
     """[[ids]] and their scores: the best continuation of each prompt, by log probability / length ** penalty.
 
-    A row ends once `beams` hypotheses are finished and none still open can beat the worst of them. Raises ValueError for beams < 1.
+    A row ends once `beams` hypotheses are finished and none still open is better, by its length so far, than the worst of them (one
+    that would get better by growing is given up). The end token counts in the length. Raises ValueError for beams < 1.
     """
     if beams < 1:
         raise ValueError(f"beams={beams}: must be at least 1")
@@ -27,11 +28,12 @@ def _search(model, prompts, K, most, penalty, end, cached):
     scores[:, 0] = 0.0  # the K copies of a prompt are one hypothesis at first
     finished = [[] for _ in range(B)]
     done = [False] * B
+    each, many = K + len(end), K * (1 + max(1, len(end)))  # K of a step do not end, whatever happens
     for i in range(most):
         logits = state.logits.float()
-        value, token_of = logits.topk(min(2 * K, logits.shape[-1]))  # the best of all are among the best of each beam
+        value, token_of = logits.topk(min(max(each, 2 * K), logits.shape[-1]))  # the best of all are among the best of each beam
         value = (scores[..., None] + (value - logits.logsumexp(-1, keepdim=True)).view(B, K, -1)).flatten(1)
-        best, at = value.topk(min(2 * K, value.shape[1]))  # K of them do not end, whatever happens
+        best, at = value.topk(min(many, value.shape[1]))
         token_of = token_of.view(B, -1).gather(1, at).tolist()
         wide = value.shape[1] // K
         rows, tokens, kept = [], [], []
@@ -45,11 +47,11 @@ def _search(model, prompts, K, most, penalty, end, cached):
                         finished[b].append((value / (len(ids) + 1) ** penalty, ids))
                 elif len(going) < K:
                     going.append((value, b * K + beam, token))
+            while len(going) < K:  # all others end
+                going.append((-torch.inf, b * K, 0))
             finished[b] = sorted(finished[b], key=lambda f: -f[0])[:K]
             if len(finished[b]) == K:
                 done[b] = done[b] or finished[b][-1][0] >= going[0][0] / (i + 1) ** penalty
-            while len(going) < K:
-                going.append((-torch.inf, b * K, 0))
             kept.append([g[0] for g in going])
             rows += [g[1] for g in going]
             tokens += [g[2] for g in going]
@@ -67,5 +69,5 @@ def _search(model, prompts, K, most, penalty, end, cached):
         if all(done):
             break
         state.push(torch.tensor(tokens, device=device))
-    best = [max(f, key=lambda pair: pair[0]) for f in finished]
+    best = [max(f, key=lambda pair: pair[0], default=(0.0, [])) for f in finished]
     return [ids for _, ids in best], [score for score, _ in best]

@@ -105,6 +105,8 @@ class Draft:
     def open(self, rows, capacity, vocab):
         if self.model.config.vocab != vocab:
             raise ValueError(f"draft: its vocabulary has {self.model.config.vocab} tokens and the model's {vocab}; they must be the same")
+        if getattr(self.model, "keeps_state", False):
+            raise ValueError("draft: a recurrent network cannot take back a token that was guessed wrong; take another model")
         self.back = backend(self.model, rows, capacity, self.precision, self.threads)
 
     def begin(self, number, prompt):
@@ -332,7 +334,12 @@ class Engine:
             self.counts["guessed"] += len(guessed)
             row.held = len(row.tokens)  # of the guesses, those that turn out right are added below
             for i in range(len(places)):
-                token = self._choose(row, logits[at + i], best[at + i])
+                try:
+                    token = self._choose(row, logits[at + i], best[at + i])
+                except Exception as e:  # scores that are no numbers: of this request alone
+                    row.held = 0
+                    self._finish(row, "failed", e)
+                    break
                 right = i < len(guessed) and guessed[i] == token
                 if not self._give(row, token) or not right:
                     break

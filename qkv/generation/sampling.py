@@ -1,5 +1,6 @@
 """How the next token is chosen (Sampling), token by token."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +21,14 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or a finite number above")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: must be 0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
-        if self.repetition <= 0:
-            raise ValueError(f"repetition={self.repetition}: must be above 0 (1 is none)")
+        if not 0 < self.repetition < math.inf:
+            raise ValueError(f"repetition={self.repetition}: must be above 0 (1 is none) and finite")
 
     def choose(self, logits_BV, seen_BT, generator):
         """The next token of each row (B,). seen (B, T): tokens so far, -1 where there is none."""
@@ -39,7 +40,7 @@ class Sampling:
             logits = torch.where(there, torch.where(logits > 0, logits / self.repetition, logits * self.repetition), logits)
         if self.temperature == 0:
             return logits.argmax(-1)
-        logits = logits / self.temperature
+        logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, 1e-6)  # the likeliest is 0, whatever it is divided by
         if self.top_k:
             least = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)

@@ -31,7 +31,8 @@ def stream(model, tokenizer, prompt, sampling=None, *, most=200, stop=(), guess=
         if cut >= 0:
             yield text[told:cut]
             return
-        safe = len(text.rstrip("�")) - _partial(text, stop)
+        whole = text.rstrip("�")
+        safe = len(whole) - _partial(whole, stop)
         if safe > told:  # half a character, or what may become a stop string, waits
             yield text[told:safe]
             told = safe

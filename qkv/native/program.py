@@ -424,6 +424,8 @@ def _lower(model, packing, reach, lib, team):
         logits = w.head(model.head, x, cfg.pad if pair and cfg.pad == cfg.start else None)
         write = w.done({"hidden": (x, False), "logits": (logits, True)}, team)
         used += w.packed
+    if read is None and write is None:
+        raise CannotLower(f"{type(cfg).__name__} as a whole")
     count = sum(p.n * p.k for p in used)
     error = (sum(p.error**2 * p.n * p.k for p in used) / max(1, count)) ** 0.5
     return Lowered(model, packing, read, write, reach, error, sum(p.nbytes for p in used), encoding)
