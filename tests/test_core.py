@@ -243,6 +243,34 @@ def test_cross_attention_is_computed_once_and_follows_its_rows():
     torch.testing.assert_close(m(x[[1, 1]], Context(tokens(1, start=2), memory=memory, cache=cache)), first[[1, 1]])
 
 
+@pytest.mark.parametrize("count", [0, 1, 5, 9])
+@torch.no_grad()
+def test_a_cut_cache_goes_on_and_leaves_the_whole_one_as_it_was(count):
+    """Two texts with a common beginning, read once."""
+    stack, x = stack_of(RoPE(C), Causal(), 2), torch.randn(B, T, D, dtype=torch.float64)
+    other = torch.cat([x[:, :count], torch.randn(B, T - count, D, dtype=torch.float64)], 1)
+    cache = Cache(2)
+    stack(x[:, :9], Context(tokens(9), cache=cache))
+    cut = cache.first(count)
+    pieces = [stack(other[:, a:b], Context(tokens(b - a, start=a), cache=cut)) for a, b in ((count, 10), (10, T))]
+    torch.testing.assert_close(torch.cat(pieces, 1), stack(other, Context(tokens(T)))[:, count:], rtol=0, atol=1e-9)
+    rest = [stack(x[:, a:b], Context(tokens(b - a, start=a), cache=cache)) for a, b in ((9, 10), (10, T))]
+    torch.testing.assert_close(torch.cat(rest, 1), stack(x, Context(tokens(T)))[:, 9:], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("pattern", [Full(), Causal(), Sliding(2), Causal() & Documents()], ids=str)
+@torch.no_grad()
+def test_a_row_of_padding_alone_gives_the_same_by_every_way(pattern):
+    """It sees all keys, on the path that forms scores too: no NaN reaches the others by way of a sum."""
+    m, x = Attention(D, H, pattern=pattern).double(), torch.randn(2, T, D, dtype=torch.float64)
+    context = lambda: Context(tokens(T, valid=torch.tensor([[True] * T, [False] * T])))
+    fast = m(x, context())
+    m.kernel.weights.register_forward_hook(lambda *_: None)
+    slow = m(x, context())
+    assert slow.isfinite().all()
+    torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
+
+
 @torch.no_grad()
 def test_a_decode_step_compiles_without_a_graph_break():
     stack, x = stack_of(RoPE(C), Causal(), 2), torch.randn(B, T, D, dtype=torch.float64)

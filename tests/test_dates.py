@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qkv.cli.main import main
-from qkv.data import series
+from qkv.data import dates, series
 from qkv.data.text import DataError
 
 PLAIN = (
@@ -414,3 +414,12 @@ def test_every_row_of_a_forecast_has_its_date(name, tmp_path, capsys):
     assert [line[0] for line in lines[1:]] == wanted and lines[0] == ["date", "v", "v low", "v high"]
     shown = capsys.readouterr().out
     assert all(date in shown for date in wanted[:12]) and "low, high: eight of ten errors on" in shown
+
+
+@pytest.mark.parametrize(("zone", "day"), [("Europe/Berlin", "2024-10-27 02:30"), ("America/New_York", "2024-11-03 01:30")])
+def test_of_a_clock_time_that_comes_twice_the_first_is_taken(zone, day):
+    """A date a day, at a time of day that the night of the change has twice."""
+    last = pd.Timestamp(day, tz=None) - pd.DateOffset(days=1)
+    found = dates.following(last.tz_localize(zone), pd.DateOffset(days=1), 3)
+    assert found[0] == pd.Timestamp(day).tz_localize(zone, ambiguous=True)
+    assert [t.tz_localize(None) for t in found] == [pd.Timestamp(day) + pd.DateOffset(days=i) for i in range(3)]
