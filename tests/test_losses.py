@@ -18,6 +18,7 @@ from qkv.data import tokenizer as tokenizers
 from qkv.data.examples import Example
 from qkv.data.trajectories import Trajectory
 from qkv.models.loss import loss_of_scores
+from qkv.objectives import noise
 from qkv.objectives.language import Masked
 from qkv.objectives.restore import Restoring
 from qkv.training import optim
@@ -1250,3 +1251,30 @@ def test_the_borders_of_a_schedule(schedule, warmup):
         assert f(999, 0.799) == 1.0 and f(999, 0.9) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="is not one of cosine"):
         optim.factor("step", 0, 0.0, warmup)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_any_number_of_ranks_share_a_batch(name):
+    """Ranks without a row, too: what counts nothing adds nothing."""
+    for case in cases(name):
+        if case.batch.whole or getattr(case.objective, "auxiliary", 0.0):
+            continue
+        whole, rows = case.objective.loss(case.model, case.batch), rows_of(case)
+        for world in (2, rows, rows + 2):
+            parts = [case.batch.share(r, world) for r in range(world)]
+            losses = [case.objective.loss(case.model, p) for p in parts]  # none is refused
+            assert sum(p.count for p in parts) == case.count, world
+            value = sum(loss.value for loss in losses if loss.count)
+            torch.testing.assert_close(value, whole.value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rank_without_a_row_scores_choices_too():
+    case = list(cases("choice"))[1]
+    assert case.objective.loss(case.model, case.batch.share(2, 3)).count == 0
+
+
+def test_a_last_sentence_that_does_not_end_is_one():
+    ends = np.array([False, False, True])
+    ids = np.array([0, 2, 1, 2, 0, 1])
+    found = {tuple(noise.permute_sentences(ids, ends, np.random.default_rng(s)).tolist()) for s in range(60)}
+    assert len(found) == 6 and (0, 1, 0, 2, 1, 2) in found

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Engine
@@ -567,3 +567,16 @@ def test_padding_adds_nothing(rows, side):
     assert [i[m].tolist() for i, m in zip(ids, mask)] == rows and (ids[~mask] == 77).all() and (ids[mask] != 77).all()
     first = slice(0, 1) if side == "right" else slice(-1, None)
     assert all(m[first].all() for m, row in zip(mask, rows) if row)
+
+
+@given(text=anything)
+@example("\U0001f000 \ufffd")  # pieces of two bytes of a character; a character that stands for none
+@quick
+def test_bytes_of_any_text(text):
+    t = tokenizer_of("bpe")
+    assert sum(map(t.nbytes, t.encode(text))) == len(text.encode())
+
+
+def test_a_begin_that_is_an_end_too_stays():
+    t = template("<|endoftext|> $A", "<|endoftext|>")
+    assert [t.token(i) for i in t.prompt("")] == ["<|endoftext|>"] == [t.token(i) for i in t.prompt("cat")][:1]

@@ -49,9 +49,7 @@ class Attention(nn.Module):
                 can = ", ".join(p.__name__ for p in self.kernel.patterns)
                 raise ValueError(f"kernel {name} cannot follow the pattern {pattern}; it follows {can}")
         if not cross and (place := pattern.blind()) is not None:
-            raise ValueError(
-                f"pattern {pattern}: the token at {place} may see nothing, neither itself nor any before it; join it by | with one"
-            )
+            raise ValueError(f"pattern {pattern}: the token at {place} may see nothing; join it by | with one that shows it itself")
         if scheme.scores and not self.kernel.takes_scores:
             raise ValueError(f"kernel {name} forms no scores for position {scheme.__name__} to add to; use kernel=softmax")
         if cross and scheme is not NoPosition:

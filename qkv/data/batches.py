@@ -13,7 +13,7 @@ from .text import DataError
 
 @dataclass
 class Batch:
-    """inputs: arguments of the model. labels: (N,) targets of the scored places, -100 where there is none. count: how many are
+    """inputs: arguments of the model. labels: (N, ...) targets of the scored places, -100 where there is none. count: how many are
     targets. tokens: how many tokens the model reads. targets: what else the objective needs, a row each. whole: its rows are scored
     against each other, so that ranks cannot share them."""
 
@@ -39,8 +39,10 @@ class Batch:
             keep = (at // T) % world == rank
             inputs["at"], labels = at[keep] // T // world * T + at[keep] % T, self.labels[keep]
         else:
-            labels = self.labels.view(B, -1)[rows].flatten() if len(mine) else torch.full((len(self.labels) // B,), -100)
-        return Batch(inputs, labels, int((labels != -100).sum()), self.tokens * len(mine) // B, targets)
+            of_rows = self.labels.unflatten(0, (B, -1))
+            labels = (of_rows[rows] if len(mine) else torch.full_like(of_rows[:1], -100)).flatten(0, 1)
+        scored = labels if labels.dim() == 1 else labels[:, 0]  # a target may be several numbers
+        return Batch(inputs, labels, int((scored != -100).sum()), self.tokens * len(mine) // B, targets)
 
     def to(self, device):
         move = lambda x: x.to(device, non_blocking=True) if torch.is_tensor(x) else x

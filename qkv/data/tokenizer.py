@@ -44,10 +44,9 @@ class Tokenizer:
 
     def prompt(self, text):
         """Ids of a text that a decoder goes on from: with what the tokenizer puts before every text (LLaMA's <s>)."""
-        ids = self.engine.encode(text).ids
-        return (
-            ids[:-1] if ids and ids[-1] in (self.eos, self.sep) and self.engine.encode(text, add_special_tokens=False).ids != ids else ids
-        )
+        ids, like = self.engine.encode(text).ids, self.engine.encode(text or "a")
+        ended = like.ids[-1:] and like.special_tokens_mask[-1] and like.ids[-1] in (self.eos, self.sep)  # by the template, not by the text
+        return ids[:-1] if ended else ids
 
     def encode_all(self, texts):
         """Ids of many texts, on several threads."""
@@ -58,8 +57,11 @@ class Tokenizer:
         return self.engine.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def nbytes(self, i):
-        """Bytes of UTF-8 that an id stands for at the beginning of a text; a piece of a character counts as one."""
-        return len(self.decode([i]).replace("\ufffd", "?").encode())
+        """Bytes of UTF-8 that an id stands for at the beginning of a text."""
+        text = self.decode([i])
+        if "\ufffd" in text and isinstance(self.engine.decoder, decoders.ByteLevel):
+            return len(self.token(i))  # a part of a character: its piece has a letter for each byte
+        return len(text.replace("\ufffd", "?").encode())
 
     def token(self, i):
         """The piece that an id stands for."""

@@ -20,7 +20,7 @@ def evaluate(model, objective, batches, device="cpu", autocast=contextlib.nullco
             loss = objective.loss(model, batch.to(device))
         count += loss.count
         for k, v in loss.metrics.items():
-            sums[k] = sums.get(k, 0.0) + float(v)
+            sums[k] = sums.get(k, 0.0) + (float(v) if loss.count else 0.0)  # of a rank without a row
     model.train(was)
     count = total(count)
     out = {k: total(v) / max(1, count) for k, v in sorted(sums.items())}

@@ -14,6 +14,7 @@ from ..data import trajectories
 from ..data.batches import Batch
 from ..data.examples import Example
 from ..data.text import DataError
+from ..models.loss import IGNORE
 from .base import Loss, with_auxiliary
 from .tasks import Task
 
@@ -116,11 +117,11 @@ class Decide(Task):
             times[b, :n], mask[b, :n] = torch.arange(a, a + n), 1
         inputs = {"states": states, "actions": actions, "returns_to_go": to_go, "timesteps": times, "attention_mask": mask}
         count = int(mask.sum())
-        return Batch(inputs, actions.flatten(0, 1), count, count)
+        return Batch(inputs, actions.masked_fill(mask[..., None] == 0, IGNORE).flatten(0, 1), count, count)
 
     def wrong(self, out, batch):
         """((N,) loss of each step that is there, (N,) was the action right, or how far off) of what the model says."""
-        there = batch.inputs["attention_mask"].flatten().bool()
+        there = batch.labels[:, 0] != IGNORE
         said, wanted = out["action_preds"].flatten(0, 1)[there].float(), batch.labels[there]
         if self.config.discrete:
             return F.cross_entropy(said, wanted.argmax(-1), reduction="none"), (said.argmax(-1) == wanted.argmax(-1)).float()

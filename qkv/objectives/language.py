@@ -313,7 +313,7 @@ class Detection(Masked):
         out = model(input_ids=ids, **inputs)
         judged = out["logits"].float()
         wrong = F.binary_cross_entropy_with_logits(judged, replaced, reduction="mean")  # over all tokens
-        share = max(1, len(at))
+        share = len(at)
         hits = ((judged > 0) == replaced.bool()).float().mean() * share
         loss = with_auxiliary(filled + self.weight * wrong * share, out, share)
         return {"loss": loss, "generator": filled.detach(), "hits": hits, "ids": ids, "replaced": replaced,

@@ -163,7 +163,8 @@ def infill(ids, rate, mask, rng, mean=3.0):
 
 def permute_sentences(ids, ends_V, rng):
     """The sentences in another order; ends_V: does this token end a sentence?"""
-    parts = np.split(ids, np.flatnonzero(ends_V[ids])[:-1] + 1) if ends_V[ids].any() else [ids]
+    cut = np.flatnonzero(ends_V[ids]) + 1
+    parts = np.split(ids, cut[cut < len(ids)])
     return np.concatenate([parts[i] for i in rng.permutation(len(parts))])
 
 

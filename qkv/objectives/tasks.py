@@ -428,10 +428,10 @@ class Answering(Task):
 
     def pairs(self, items, rng):
         inputs = self.inputs(items)
-        return Batch(inputs, torch.tensor([i["label"] for i in items]).flatten(), len(items), int(inputs["attention_mask"].sum()))
+        return Batch(inputs, torch.tensor([i["label"] for i in items]), len(items), int(inputs["attention_mask"].sum()))
 
     def loss(self, model, batch):
-        out, labels = model(**batch.inputs), batch.labels.view(-1, 2)
+        out, labels = model(**batch.inputs), batch.labels
         hidden = batch.inputs["attention_mask"] == 0
         start, end = (out[k].float().masked_fill(hidden, -torch.inf) for k in ("start_logits", "end_logits"))
         value = (F.cross_entropy(start, labels[:, 0], reduction="sum") + F.cross_entropy(end, labels[:, 1], reduction="sum")) / 2
@@ -561,7 +561,7 @@ class Choice(Task):
         more = {}
         if decoder:
             ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
-            right = F.one_hot(batch.labels, ids.shape[1]).bool()[..., None]
+            right = (batch.labels[:, None] == torch.arange(ids.shape[1], device=ids.device))[..., None]
             following = torch.full_like(ids, IGNORE)
             following[..., :-1] = ids[..., 1:].masked_fill(~(mask[..., 1:] & right), IGNORE)
             more = {"labels": following.flatten()}

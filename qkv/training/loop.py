@@ -181,8 +181,8 @@ def train(r, where, *, resume=None, show=None, ready=lambda: None, profile=False
                         with timed("forward"), autocast():
                             loss = run.objective.loss(forward, batch)
                         with timed("backward"), autocast():
-                            (loss.value * (world / max(1, count))).backward()
-                    total += loss.metrics["loss"]
+                            (loss.value * (world / max(1, count) if batch.count else 0.0)).backward()
+                    total += loss.metrics["loss"] if batch.count else 0.0
                 mean = distributed.total(total.item()) / max(1, count)
                 with timed("clipping"):
                     norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), t.clip if t.clip else math.inf, foreach=True).item()
